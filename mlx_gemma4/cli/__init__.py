@@ -1,0 +1,1 @@
+"""The command `mlx-gemma4`, one module a subcommand."""

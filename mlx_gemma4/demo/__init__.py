@@ -1,0 +1,1 @@
+"""The trained demo checkpoint and one sample of each medium (package data)."""

@@ -1,0 +1,1 @@
+"""Token ids into token ids: prefill, sampling, the decoding loop, streamed text."""

@@ -1,0 +1,1 @@
+"""The decoder, its two front ends, and the masks as intervals."""

@@ -1,0 +1,1 @@
+"""Messages, pictures, sounds, and clips into `ModelInputs`, and answers back into parts."""
