@@ -7,6 +7,7 @@ pixels and samples that fill them.  NumPy only: nothing here touches the model's
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -158,4 +159,4 @@ class ModelInputs:
                 if span.is_block and span.start < stop < span.stop:
                     stop = span.start if span.start > start else span.stop
             bounds.append(stop)
-        return [self.slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [self.slice(a, b) for a, b in pairwise(bounds)]

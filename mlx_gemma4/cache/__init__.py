@@ -1,1 +1,24 @@
 """Keys and values of past positions: a ring for sliding layers, shared rows for global ones."""
+
+from collections.abc import Sequence
+
+from mlx_gemma4.cache.shared import SharedCache
+from mlx_gemma4.cache.sliding import SlidingCache
+
+LayerCache = SlidingCache | SharedCache
+PromptCache = Sequence[LayerCache]  # one a layer
+
+__all__ = ["LayerCache", "PromptCache", "SharedCache", "SlidingCache", "trim_prompt_cache"]
+
+
+def trim_prompt_cache(prompt_cache: PromptCache, count: int) -> None:
+    """Undo the last `count` positions in every layer, or in none.
+
+    Raises:
+        ValueError: A ring no longer holds what the remaining positions see.
+    """
+    for layer_cache in prompt_cache:
+        if not layer_cache.is_trimmable(count):
+            layer_cache.trim(count)  # raises with the numbers
+    for layer_cache in prompt_cache:
+        layer_cache.trim(count)

@@ -1,0 +1,69 @@
+"""SharedCache: one row for key and value of a global layer.
+
+In global layers key and value come from one normalised vector n: V = n, K = RoPE(n * k_norm).  Only
+the rotated dimensions differ once k_norm's weight on the others is folded into the query, so a row
+[K_rotated | n_plain | n_rotated] holds both: 640 values instead of 1,024 at the 12B's sizes.
+"""
+
+import mlx.core as mx
+import numpy as np
+
+GROWTH = 256
+
+
+class SharedCache:
+    """Rows of every position seen so far, in order, for one global layer.
+
+    Attributes:
+        offset: Positions seen so far, the position of the next token.
+        rows: [B, K, allocated, Dh + rotated]; None while empty.
+    """
+
+    def __init__(self) -> None:
+        """Set up an empty cache."""
+        self.offset = 0
+        self.rows: mx.array | None = None
+
+    def update_and_fetch(self, rows: mx.array) -> tuple[mx.array, np.ndarray]:
+        """Add the rows of new positions; return all rows and their positions.
+
+        Args:
+            rows: [B, K, L, Dh + rotated] of positions offset..offset + L.
+
+        Returns:
+            Rows [B, K, offset + L, Dh + rotated], and their positions, [B, offset + L] int32.
+        """
+        B, K, L, D = rows.shape
+        start, self.offset = self.offset, self.offset + L
+        have = 0 if self.rows is None else self.rows.shape[2]
+        if have < self.offset:
+            fresh = mx.zeros((B, K, -(-(self.offset - have) // GROWTH) * GROWTH, D), rows.dtype)
+            self.rows = fresh if self.rows is None else mx.concatenate([self.rows, fresh], axis=2)
+        assert self.rows is not None
+        self.rows[:, :, start : self.offset] = rows
+        positions = np.arange(self.offset, dtype=np.int32)
+        return self.rows[:, :, : self.offset], np.broadcast_to(positions, (B, self.offset))
+
+    def is_trimmable(self, count: int) -> bool:
+        """Whether the last `count` positions can be undone."""
+        return count <= self.offset
+
+    def trim(self, count: int) -> None:
+        """Undo the last `count` positions by moving the counter.
+
+        Raises:
+            ValueError: More positions than there are.
+        """
+        if not self.is_trimmable(count):
+            raise ValueError(f"cannot undo {count} of {self.offset} positions")
+        self.offset -= count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return 0 if self.rows is None else self.rows.nbytes
+
+    @property
+    def state(self) -> list[mx.array]:
+        """Arrays to evaluate, or to save."""
+        return [] if self.rows is None else [self.rows]

@@ -1,0 +1,122 @@
+"""SlidingCache: keys and values of the last positions, in a ring.
+
+A position lives in slot position % capacity, so nothing is ever moved: the softmax does not care
+about the order of keys, and RoPE is already in them.  capacity = window + slack; the slack slots
+keep what a rejected draft or a short chunk would otherwise overwrite, so that undoing positions
+means moving a counter.
+"""
+
+import mlx.core as mx
+import numpy as np
+
+# Slots are allocated in steps, so that a short prompt does not pay for a whole window.
+GROWTH = 256
+
+
+class SlidingCache:
+    """Ring of packed [K | V] rows for one sliding layer.
+
+    Attributes:
+        offset: Positions seen so far, the position of the next token.
+        window: Positions that a query sees, itself included (`config.sliding_window`).
+        capacity: Slots of the ring.
+        rows: [B, K, slots, 2 * Dh], allocated as needed up to capacity; None while empty.
+    """
+
+    def __init__(self, window: int, slack: int) -> None:
+        """Set up an empty ring.
+
+        Args:
+            window: `config.sliding_window`.
+            slack: Slots beyond the window; slack + 1 positions can always be undone, and a chunk
+                of so many is written in place.
+        """
+        self.window = window
+        self.capacity = window + slack
+        self.offset = 0
+        self.rows: mx.array | None = None
+        self._written = 0  # positions ever written: those before _written - capacity are lost
+
+    def update_and_fetch(self, rows: mx.array) -> tuple[mx.array, np.ndarray]:
+        """Add the rows of new positions; return every row that these positions may see.
+
+        Args:
+            rows: [B, K, L, 2 * Dh], K and V of positions offset..offset + L.
+
+        Returns:
+            Rows [B, K, S, 2 * Dh] in no particular order, and the position of each, [B, S] int32.
+        """
+        B, _, L, _ = rows.shape
+        start, self.offset = self.offset, self.offset + L
+        slack = self.capacity - self.window
+        if start + L <= self.capacity or slack + 1 >= L:
+            # No position that the first new query sees (start - window + 1 and later) is lost.
+            self._write(rows, start)
+            assert self.rows is not None
+            positions = self._positions()
+            return self.rows, np.broadcast_to(positions, (B, len(positions)))
+        past = min(start, self.window - 1)
+        seen = rows
+        if past:
+            slots = np.arange(start - past, start, dtype=np.int32) % self.capacity
+            assert self.rows is not None
+            seen = mx.concatenate([self.rows[:, :, mx.array(slots)], rows], axis=2)
+        kept = min(L, self.capacity)
+        self._write(rows[:, :, L - kept :], self.offset - kept)
+        positions = np.arange(start - past, self.offset, dtype=np.int32)
+        return seen, np.broadcast_to(positions, (B, len(positions)))
+
+    def is_trimmable(self, count: int) -> bool:
+        """Whether the last `count` positions can be undone with every visible key still there."""
+        first_visible = max(0, self.offset - count - self.window + 1)
+        return count <= self.offset and first_visible >= self._written - self.capacity
+
+    def trim(self, count: int) -> None:
+        """Undo the last `count` positions by moving the counter.
+
+        Raises:
+            ValueError: More positions than the slack keeps.
+        """
+        if not self.is_trimmable(count):
+            raise ValueError(
+                f"cannot undo {count} of {self.offset} positions; the ring keeps "
+                f"{self.capacity - self.window + 1}"
+            )
+        self.offset -= count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return 0 if self.rows is None else self.rows.nbytes
+
+    @property
+    def state(self) -> list[mx.array]:
+        """Arrays to evaluate, or to save."""
+        return [] if self.rows is None else [self.rows]
+
+    def _positions(self) -> np.ndarray:
+        """Return the position in each allocated slot, [slots] int32; -1 where there is none.
+
+        The slot of an undone position claims the position one capacity earlier.  It does not hold
+        it, but that position is outside the window of every query still to come.
+        """
+        assert self.rows is not None
+        slots = np.arange(self.rows.shape[2], dtype=np.int32)
+        last = self.offset - 1
+        positions = last - (last - slots) % self.capacity
+        return np.where(positions >= 0, positions, -1).astype(np.int32)
+
+    def _write(self, rows: mx.array, start: int) -> None:
+        B, K, L, D = rows.shape
+        slots = min(self.capacity, -(-(start + L) // GROWTH) * GROWTH)
+        have = 0 if self.rows is None else self.rows.shape[2]
+        if have < slots:
+            fresh = mx.zeros((B, K, slots - have, D), rows.dtype)
+            self.rows = fresh if self.rows is None else mx.concatenate([self.rows, fresh], axis=2)
+        assert self.rows is not None
+        self._written = max(self._written, start + L)
+        first = start % self.capacity
+        head = min(L, self.capacity - first)
+        self.rows[:, :, first : first + head] = rows[:, :, :head]
+        if head < L:
+            self.rows[:, :, : L - head] = rows[:, :, head:]
