@@ -1,0 +1,78 @@
+"""What every test shares: fixtures, the environment, and the reasons to skip a test."""
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GOOGLE_CHECKPOINT = REPOSITORY.parent / "shared" / "checkpoint" / "it"
+GOOGLE_FILES = ("config.json", "tokenizer.json", "chat_template.jinja", "processor_config.json")
+NETWORK_SWITCH = "MLX_GEMMA4_NETWORK_TESTS"
+
+# Before anything imports huggingface_hub, which reads this once: no test reaches the Hub by
+# accident, nor finds what the user has downloaded.
+if NETWORK_SWITCH not in os.environ:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "mlx-gemma4-no-hub")
+os.environ.pop("MLX_GEMMA4_MODEL", None)
+
+
+def is_ci() -> bool:
+    """Whether a missing prerequisite is a failure, not a reason to skip."""
+    return os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def missing_google_files() -> str | None:
+    """Say which of Google's files are not beside the clone; None if all are."""
+    missing = [name for name in GOOGLE_FILES if not (GOOGLE_CHECKPOINT / name).is_file()]
+    return f"{', '.join(missing)} not in {GOOGLE_CHECKPOINT}" if missing else None
+
+
+def missing_packages(*names: str) -> str | None:
+    """Say which packages are not installed, without importing any; None if all are."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return f"{', '.join(missing)} not installed: make parity" if missing else None
+
+
+def missing_gpu() -> str | None:
+    """Say that MLX has no Metal device here; None if it has."""
+    import mlx.core as mx
+
+    return None if mx.metal.is_available() else "no Apple GPU"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose marker asks for something that is not here, and say what."""
+    if item.get_closest_marker("google_files") and (reason := missing_google_files()):
+        # On CI they are always there: an absence there would hide that these tests do not run.
+        (pytest.fail if is_ci() else pytest.skip)(reason)
+    if item.get_closest_marker("parity") and (reason := missing_packages("torch", "transformers")):
+        pytest.skip(reason)
+    if item.get_closest_marker("network") and NETWORK_SWITCH not in os.environ:
+        pytest.skip(f"{NETWORK_SWITCH} is not set")
+    if item.get_closest_marker("metal") and (reason := missing_gpu()):
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Return a generator that draws the same in every run."""
+    return np.random.default_rng(20260603)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Return the top folder of the clone."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def google_checkpoint() -> Path:
+    """Return the folder of Google's config, tokenizer and template; the test is `google_files`."""
+    if reason := missing_google_files():
+        (pytest.fail if is_ci() else pytest.skip)(reason)
+    return GOOGLE_CHECKPOINT
