@@ -28,6 +28,7 @@ __all__ = [
     "load_image",
     "pack_patches",
     "process_image",
+    "resize",
 ]
 
 SOFT_TOKEN_BUDGETS = (70, 140, 280, 560, 1120)
@@ -81,7 +82,8 @@ def process_image(
 
     Source: transformers, image_processing_gemma4_unified.Gemma4UnifiedImageProcessor.
     """
-    check_budget(max_soft_tokens)
+    if max_soft_tokens != "auto":
+        check_budget(max_soft_tokens)
     loaded = source if isinstance(source, LoadedImage) else load_image(source)
     size = loaded.image.size
     budget = auto_budget(*size) if max_soft_tokens == "auto" else max_soft_tokens
@@ -93,11 +95,11 @@ def process_image(
 
 
 def check_budget(max_soft_tokens: object) -> None:
-    """Raise OptionError unless the budget is one of Google's five or "auto"."""
-    if max_soft_tokens != "auto" and max_soft_tokens not in SOFT_TOKEN_BUDGETS:
+    """Raise OptionError unless the budget is one of `SOFT_TOKEN_BUDGETS`."""
+    if max_soft_tokens not in SOFT_TOKEN_BUDGETS:
         raise OptionError(
-            f"an image budget of {max_soft_tokens} soft tokens is not allowed; choose 70, 140, "
-            "280, 560, 1120, or auto"
+            f"a budget of {max_soft_tokens} soft tokens is not allowed; choose 70, 140, 280, 560, "
+            "or 1120; pictures, not videos, also take auto"
         )
 
 

@@ -105,7 +105,7 @@ def _open_heif(stream: Path | io.BytesIO, name: str) -> "Image":
     try:
         import pillow_heif
     except ImportError:
-        raise missing_extra(name, "is a HEIC picture, which needs pillow-heif") from None
+        raise missing_extra(name, "is read by pillow-heif, which is not installed") from None
     heif = pillow_heif.open_heif(stream)
     _check_size(*heif.size, name)  # before to_pillow, which decodes
     return heif.to_pillow()
