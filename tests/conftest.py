@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from random_checkpoint import write_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOOGLE_CHECKPOINT = REPOSITORY.parent / "shared" / "checkpoint" / "it"
@@ -76,3 +77,11 @@ def google_checkpoint() -> Path:
     if reason := missing_google_files():
         (pytest.fail if is_ci() else pytest.skip)(reason)
     return GOOGLE_CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a random float32 checkpoint of 11 M parameters; not to be changed."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    has_tokenizer = (REPOSITORY / "mlx_gemma4" / "demo" / "tokenizer.json").is_file()
+    return write_checkpoint(folder, has_tokenizer=has_tokenizer)
