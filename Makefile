@@ -27,7 +27,7 @@ check: .venv/dev.stamp  ## format, lint, types, layers, tests: what CI runs
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/basedpyright
-	.venv/bin/lint-imports
+	.venv/bin/lint-imports --no-logo
 	$(MAKE) --no-print-directory test
 
 parity: .venv-parity/parity.stamp  ## compare with transformers, live (installs torch, in an environment of its own)

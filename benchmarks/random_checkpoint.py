@@ -13,7 +13,7 @@ import json
 import math
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -151,7 +151,9 @@ def list_tensors(size: Size) -> Iterator[Tensor]:
     yield matrix("model.embed_audio.embedding_projection", hidden, FRAME_DIM)
 
 
-def build_config(size: Size, dtype: str, token_ids: dict[str, int]) -> dict[str, Any]:
+def build_config(
+    size: Size, dtype: str, token_ids: Mapping[str, int | list[int]]
+) -> dict[str, Any]:
     """Return config.json in Google's form; `token_ids` are those of PLACEHOLDERS and of eos."""
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     names += ("num_key_value_heads", "head_dim", "global_head_dim", "sliding_window", "vocab_size")
@@ -390,7 +392,7 @@ def write_weights(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Write a random checkpoint.")
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
