@@ -70,7 +70,7 @@ def interval_mask(lo: np.ndarray, hi: np.ndarray, key_positions: np.ndarray) -> 
         key_positions: [B, S] int32.
     """
     positions = key_positions[:, None, :]
-    visible = (positions >= lo[:, :, None]) & (positions <= hi[:, :, None])
+    visible: np.ndarray = (positions >= lo[:, :, None]) & (positions <= hi[:, :, None])
     return None if visible.all() else mx.array(visible[:, None])
 
 

@@ -1,0 +1,118 @@
+"""The decoder: scaled embeddings, layers of attention and feed-forward, a final norm."""
+
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_gemma4.cache import LayerCache, PromptCache
+from mlx_gemma4.config import TextConfig
+from mlx_gemma4.model.attention import GlobalAttention, SlidingAttention
+from mlx_gemma4.model.intervals import Intervals
+from mlx_gemma4.model.rope import RoPE
+
+
+@partial(mx.compile, shapeless=True)
+def geglu(gate: mx.array, up: mx.array) -> mx.array:
+    """Return gelu(gate) * up, with the tanh form of gelu (`gelu_pytorch_tanh`)."""
+    return nn.gelu_approx(gate) * up
+
+
+class MLP(nn.Module):
+    """Gated feed-forward.
+
+    Source: transformers modeling_gemma4_unified.py, Gemma4UnifiedTextMLP.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        """Build the three projections."""
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map x [B, L, D] to [B, L, D]."""
+        return self.down_proj(geglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each between two norms, then one learned scalar.
+
+    Source: transformers modeling_gemma4_unified.py, Gemma4UnifiedTextDecoderLayer.
+    """
+
+    def __init__(self, config: TextConfig, layer_type: str, rope: RoPE) -> None:
+        """Build a layer of the given type."""
+        super().__init__()
+        dims, eps = config.hidden_size, config.rms_norm_eps
+        attention = SlidingAttention if layer_type == "sliding_attention" else GlobalAttention
+        self.self_attn = attention(config, rope)
+        self.mlp = MLP(config)
+        self.input_layernorm = nn.RMSNorm(dims, eps)
+        self.post_attention_layernorm = nn.RMSNorm(dims, eps)
+        self.pre_feedforward_layernorm = nn.RMSNorm(dims, eps)
+        self.post_feedforward_layernorm = nn.RMSNorm(dims, eps)
+        self.layer_scalar = mx.ones((1,))
+
+    def __call__(
+        self, x: mx.array, intervals: Intervals, offset: int, cache: LayerCache | None
+    ) -> mx.array:
+        """Map x [B, L, D] at positions offset..offset + L to [B, L, D]."""
+        attended = self.self_attn(self.input_layernorm(x), intervals, offset, cache)
+        x = x + self.post_attention_layernorm(attended)
+        mapped = self.mlp(self.pre_feedforward_layernorm(x))
+        x = x + self.post_feedforward_layernorm(mapped)
+        return x * self.layer_scalar
+
+
+class LanguageModel(nn.Module):
+    """Embedding table, layers, final norm, and the tied output head.
+
+    Source: transformers modeling_gemma4_unified.py, Gemma4UnifiedTextModel.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        """Build the layers; those of one type share their rotary frequencies."""
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        ropes = {
+            layer_type: RoPE(
+                config.rope_parameters[layer_type],
+                config.head_dim if layer_type == "sliding_attention" else config.global_head_dim,
+            )
+            for layer_type in sorted(set(config.layer_types))
+        }
+        self.layers = [
+            DecoderLayer(config, layer_type, ropes[layer_type]) for layer_type in config.layer_types
+        ]
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def embed(self, input_ids: mx.array) -> mx.array:
+        """Return embeddings [B, L, D] of ids [B, L], scaled by sqrt(hidden_size).
+
+        The factor is rounded to the embeddings' dtype, as the model was trained.
+        """
+        x = self.embed_tokens(input_ids)
+        return x * mx.array(self.config.hidden_size**0.5, x.dtype)
+
+    def __call__(
+        self,
+        x: mx.array,
+        intervals: dict[str, Intervals],
+        offset: int,
+        cache: PromptCache | None,
+    ) -> mx.array:
+        """Map embeddings x [B, L, D] to normed hidden states [B, L, D]."""
+        for index, (layer, layer_type) in enumerate(
+            zip(self.layers, self.config.layer_types, strict=True)
+        ):
+            x = layer(x, intervals[layer_type], offset, cache[index] if cache else None)
+        return self.norm(x)
+
+    def logits(self, x: mx.array) -> mx.array:
+        """Return float32 logits [B, L, V] of hidden states [B, L, D], softcapped."""
+        logits = self.embed_tokens.as_linear(x).astype(mx.float32)
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else mx.tanh(logits / cap) * cap
