@@ -11,12 +11,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from mlx_gemma4.errors import InputError
-from mlx_gemma4.processing.source import missing_extra, open_source, read_head
+from mlx_gemma4.processing.source import missing_extra, open_file, open_source
 
 if TYPE_CHECKING:  # importing Pillow costs 25 ms, which prompts of text alone need not pay
     from PIL.Image import Image
@@ -59,17 +59,23 @@ def load_image(source: "str | Path | bytes | Image | np.ndarray") -> LoadedImage
         InputError: Not a picture, damaged, above `MAX_PIXELS`, or of another type.
         MissingExtraError: A HEIC picture without the extra `media`.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    notes: list[str] = []
     if isinstance(source, Image.Image):
-        image, name = source, "image"
-    elif isinstance(source, np.ndarray):
-        image, name = _from_array(source), "image"
-    else:
-        stream, name = open_source(source, "image", _ALLOWED)
-        image = _open(stream, name)
-        notes += _frame_notes(image, name)
+        return _upright_rgb(source, "image", [])
+    if isinstance(source, np.ndarray):
+        return _upright_rgb(_from_array(source), "image", [])
+    stream, name = open_source(source, "image", _ALLOWED)
+    # Pillow keeps files of several frames open, so the file is opened and closed here.
+    with stream if isinstance(stream, io.BytesIO) else open_file(stream) as file:
+        image = _open(file, name)
+        return _upright_rgb(image, name, _frame_notes(image, name))
+
+
+def _upright_rgb(image: "Image", name: str, notes: list[str]) -> LoadedImage:
+    """Decode, turn, and convert a picture whose header has been read."""
+    from PIL import ImageOps
+
     _check_size(*image.size, name)
     with _decoding(name):
         image = ImageOps.exif_transpose(image)
@@ -79,17 +85,18 @@ def load_image(source: "str | Path | bytes | Image | np.ndarray") -> LoadedImage
     return LoadedImage(image, name, tuple(notes))
 
 
-def _open(stream: Path | io.BytesIO, name: str) -> "Image":
+def _open(file: BinaryIO, name: str) -> "Image":
     """Read the header; the pixels are decoded later."""
     from PIL import Image, UnidentifiedImageError
 
     with _decoding(name):
         try:
-            image = Image.open(stream)
+            image = Image.open(file)
         except UnidentifiedImageError:
-            head = read_head(stream)
+            file.seek(0)
+            head = file.read(16)
             if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
-                return _open_heif(stream, name)
+                return _open_heif(file, name)
             advice = "pass a PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF, or HEIC file"
             if head.startswith(b"%PDF"):
                 advice = "export the page of the PDF as a PNG"
@@ -101,12 +108,13 @@ def _open(stream: Path | io.BytesIO, name: str) -> "Image":
     return image
 
 
-def _open_heif(stream: Path | io.BytesIO, name: str) -> "Image":
+def _open_heif(file: BinaryIO, name: str) -> "Image":
     try:
         import pillow_heif
     except ImportError:
         raise missing_extra(name, "is read by pillow-heif, which is not installed") from None
-    heif = pillow_heif.open_heif(stream)
+    file.seek(0)
+    heif = pillow_heif.open_heif(file)
     _check_size(*heif.size, name)  # before to_pillow, which decodes
     return heif.to_pillow()
 

@@ -6,6 +6,7 @@ Nothing is ever fetched from the network here: a prompt must not make the machin
 import io
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from mlx_gemma4.errors import InputError, MissingExtraError
 
@@ -50,19 +51,28 @@ def open_source(source: object, medium: str, allowed: str) -> tuple[Path | io.By
     return path, path.name
 
 
-def read_head(stream: Path | io.BytesIO, num_bytes: int = 64) -> bytes:
-    """Return the first bytes, by which file formats are told apart, leaving the stream at 0.
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading.
 
     Raises:
-        InputError: The file cannot be read.
+        InputError: It may not be read.
+    """
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_head(stream: Path | io.BytesIO, num_bytes: int = 64) -> bytes:
+    """Return the first bytes, by which file formats are told apart.
+
+    Raises:
+        InputError: The file may not be read.
     """
     if isinstance(stream, io.BytesIO):
         return stream.getvalue()[:num_bytes]
-    try:
-        with stream.open("rb") as file:
-            return file.read(num_bytes)
-    except OSError as error:
-        raise InputError(f"cannot read {stream}: {error.strerror}") from None
+    with open_file(stream) as file:
+        return file.read(num_bytes)
 
 
 def missing_extra(name: str, need: str) -> MissingExtraError:
