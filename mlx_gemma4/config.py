@@ -282,7 +282,16 @@ class GenerationConfig:
             ConfigError: The file is no JSON, or has an impossible value.
         """
         path = Path(folder) / "generation_config.json"
-        section = _Section(_read_json(path) if path.is_file() else {}, "", path.name)
+        return cls.from_dict(_read_json(path) if path.is_file() else {}, config)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], config: Config) -> Self:
+        """Read a parsed generation_config.json; an empty one gives Google's values.
+
+        Raises:
+            ConfigError: A value is impossible.
+        """
+        section = _Section(values, "", "generation_config.json")
         # Both end markers can win the argmax in plain text; Google suppresses them.
         suppressed = section.token_ids("suppress_tokens")
         if section.get("suppress_tokens") is None:

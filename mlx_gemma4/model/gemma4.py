@@ -8,7 +8,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_gemma4.cache import LayerCache, PromptCache, SharedCache, SlidingCache
-from mlx_gemma4.config import Config
+from mlx_gemma4.config import Config, GenerationConfig
 from mlx_gemma4.errors import InputError
 from mlx_gemma4.inputs import ModelInputs, SoftTokenSpan
 from mlx_gemma4.model.decoder import LanguageModel
@@ -27,6 +27,7 @@ class Gemma4(nn.Module):
         config: Of the whole model.
         image_attention: Layers on which the tokens of a picture see each other in both directions:
             "sliding", or "all" as the plain forward of transformers does.
+        generation_config: How the checkpoint wants its tokens sampled; set by whoever loads it.
 
     Source: transformers modeling_gemma4_unified.py, Gemma4UnifiedForConditionalGeneration.
     """
@@ -36,6 +37,7 @@ class Gemma4(nn.Module):
         super().__init__()
         self.config = config
         self.image_attention: ImageAttention = image_attention
+        self.generation_config = GenerationConfig.from_dict({}, config)
         hidden_size = config.text_config.hidden_size
         self.language_model = LanguageModel(config.text_config)
         if config.vision_config is not None:

@@ -1,0 +1,205 @@
+"""Tokens into an answer: channels told apart, stops recognised, speed and memory counted."""
+
+import time
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import mlx.core as mx
+
+from mlx_gemma4.generation.detokenizer import Detokenizer
+from mlx_gemma4.generation.generate import generate_step
+from mlx_gemma4.generation.stop import StopStrings
+from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.messages import ToolCall
+from mlx_gemma4.model.gemma4 import Gemma4
+from mlx_gemma4.processing.output_parser import Channel, OutputParser, OutputPart
+from mlx_gemma4.processing.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationResponse:
+    """What one token added, and the account so far; the names are mlx-lm's.
+
+    Attributes:
+        text: New words of the answer.
+        thinking: New words of the thinking channel.
+        tool_calls: Calls that this token completed.
+        token: The token; None in a last part that only gives out what was held back.
+        logprobs: [V] float32, log-probabilities of the token's place; None as `token`.
+        prompt_tokens: Positions of the prompt.
+        prompt_tps: Positions of the prompt read per second, media included.
+        generation_tokens: Tokens so far.
+        generation_tps: Tokens per second after the first.
+        peak_memory: Gigabytes (10^9 bytes) that MLX held at most in this process.
+        finish_reason: In the last part: "stop", "length", or "tool_calls".
+        notes: What the prompt's preparation and the answer have to say, so far.
+    """
+
+    text: str = ""
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    token: int | None = None
+    logprobs: mx.array | None = None
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    peak_memory: float
+    finish_reason: FinishReason | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationResult:
+    """A whole answer.
+
+    Attributes:
+        text: The answer.
+        thinking: What was thought before it; "" if nothing was.
+        tool_calls: Functions that the model asks to be run.
+        tokens: Every generated token, end-of-sequence included.
+        finish_reason: "stop", "length", "tool_calls"; None if the caller stopped listening.
+        notes: What was resized, resampled, cut, or not understood: one line each.
+
+    The others are as in `GenerationResponse`.
+    """
+
+    text: str
+    thinking: str
+    tool_calls: tuple[ToolCall, ...]
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    peak_memory: float
+    notes: tuple[str, ...]
+
+    @classmethod
+    def from_responses(cls, responses: Iterable[GenerationResponse]) -> Self:
+        """Join the parts of a stream, which may have been left early.
+
+        Raises:
+            ValueError: There are no parts.
+        """
+        parts = list(responses)
+        if not parts:
+            raise ValueError("no response to make a result of")
+        last = parts[-1]
+        return cls(
+            text="".join(part.text for part in parts),
+            thinking="".join(part.thinking for part in parts),
+            tool_calls=tuple(call for part in parts for call in part.tool_calls),
+            tokens=tuple(part.token for part in parts if part.token is not None),
+            finish_reason=last.finish_reason,
+            prompt_tokens=last.prompt_tokens,
+            prompt_tps=last.prompt_tps,
+            generation_tokens=last.generation_tokens,
+            generation_tps=last.generation_tps,
+            peak_memory=last.peak_memory,
+            notes=last.notes,
+        )
+
+
+def stream_response(
+    inputs: ModelInputs,
+    model: Gemma4,
+    tokenizer: Tokenizer,
+    *,
+    eos_token_ids: Sequence[int],
+    stop: Sequence[str] = (),
+    **options: Any,
+) -> Generator[GenerationResponse, None, None]:
+    """Yield what each token adds to the answer; the last part has a `finish_reason`.
+
+    Args:
+        inputs: The prompt.
+        model: With parameters loaded.
+        tokenizer: The checkpoint's.
+        eos_token_ids: Any of these ends the answer and is not part of it.
+        stop: Any of these texts in the answer ends it and is not part of it.
+        options: Of `generate_step`.
+
+    Raises:
+        InputError: The prompt is empty, or longer than the model's context.
+        OptionError: An option out of its range.
+    """
+    parser = OutputParser(tokenizer, Detokenizer, inputs.input_ids.tolist())
+    stopper = StopStrings(stop)
+    account = _Account(inputs)
+    stops = frozenset(eos_token_ids)
+    for token, logprobs in generate_step(inputs, model, **options):
+        account.count()
+        if token in stops:
+            yield account.respond(parser.finish(), stopper, token, logprobs, "stop")
+            return
+        response = account.respond(parser.add(token), stopper, token, logprobs)
+        yield response
+        if response.finish_reason:
+            return
+    yield account.respond(parser.finish(), stopper, finish_reason="length")
+
+
+class _Account:
+    """Counts tokens and time of one answer, and turns parts of output into responses."""
+
+    def __init__(self, inputs: ModelInputs) -> None:
+        self._has_tool_calls = False
+        self._prompt_tokens = len(inputs)
+        self._notes = list(inputs.notes)
+        self._start = self._first = self._last = time.perf_counter()
+        self._tokens = 0
+
+    def count(self) -> None:
+        """Note that a token has come."""
+        self._last = time.perf_counter()
+        self._tokens += 1
+        if self._tokens == 1:
+            self._first = self._last
+
+    def respond(
+        self,
+        parts: Sequence[OutputPart],
+        stopper: StopStrings,
+        token: int | None = None,
+        logprobs: mx.array | None = None,
+        finish_reason: FinishReason | None = None,
+    ) -> GenerationResponse:
+        """Return the response for some parts of output.
+
+        Args:
+            parts: New output.
+            stopper: Sees the answer's text; a stop string in it makes this the last response.
+            token: That brought the parts.
+            logprobs: Of the token's place.
+            finish_reason: Why this is the last response: what was held back comes too.
+        """
+        text = "".join(stopper.add(p.text) for p in parts if p.channel is Channel.ANSWER)
+        calls = tuple(call for part in parts for call in part.tool_calls)
+        self._has_tool_calls |= bool(calls)
+        self._notes.extend(part.note for part in parts if part.note)
+        if stopper.is_stopped:
+            finish_reason = "stop"
+        elif finish_reason is not None:
+            text += stopper.finish()
+            if finish_reason == "stop" and self._has_tool_calls:
+                finish_reason = "tool_calls"
+        read_s, generated_s = self._first - self._start, self._last - self._first
+        return GenerationResponse(
+            text=text,
+            thinking="".join(part.text for part in parts if part.channel is Channel.THINKING),
+            tool_calls=calls,
+            token=token,
+            logprobs=logprobs,
+            prompt_tokens=self._prompt_tokens,
+            prompt_tps=self._prompt_tokens / read_s if read_s > 0 else 0.0,
+            generation_tokens=self._tokens,
+            generation_tps=(self._tokens - 1) / generated_s if generated_s > 0 else 0.0,
+            peak_memory=mx.get_peak_memory() / 1e9,
+            finish_reason=finish_reason,
+            notes=tuple(self._notes),
+        )
