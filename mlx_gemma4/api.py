@@ -1,10 +1,17 @@
 """What a program calls: load a checkpoint, ask it, get an answer."""
 
-from collections.abc import Generator, Sequence
+import errno
+import re
+import shutil
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+import mlx.core as mx
+
 from mlx_gemma4.cache import PromptCache
-from mlx_gemma4.config import GenerationConfig
+from mlx_gemma4.config import Config, GenerationConfig
+from mlx_gemma4.errors import CheckpointError, OptionError
 from mlx_gemma4.generation.generate import PromptProgressCallback
 from mlx_gemma4.generation.sampling import (
     LogitsProcessor,
@@ -14,8 +21,96 @@ from mlx_gemma4.generation.sampling import (
 )
 from mlx_gemma4.generation.stream import GenerationResponse, GenerationResult, stream_response
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.memory import DEFAULT_CONTEXT, check_memory, format_bytes, machine_limit
 from mlx_gemma4.model.gemma4 import Gemma4
+from mlx_gemma4.model.intervals import ImageAttention
 from mlx_gemma4.processing.processor import Processor, Prompt, PromptOptions
+from mlx_gemma4.weights import (
+    QUANTIZE_BITS,
+    Checkpoint,
+    check_quantize,
+    load_weights,
+    open_checkpoint,
+)
+
+DEMO = "demo"
+
+_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+_IMAGE_ATTENTION = ("sliding", "all")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+# The files of a checkpoint that are read; a repository often has others as large again.
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "model.safetensors.index.json",
+)
+_WEIGHT_FILES = ("model.safetensors", "model-*.safetensors")
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | mx.Dtype | None = None,
+    quantize: int | None = None,
+    image_attention: ImageAttention = "sliding",
+    context_tokens: int = DEFAULT_CONTEXT,
+    check_limits: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Gemma4, Processor]:
+    """Return the model and the processor of a checkpoint.
+
+    A mistake is found before it is expensive: a wrong model before its weights are downloaded, a
+    damaged file before a tensor is read, too little memory before anything is loaded.  Parameters
+    stay lazy: they are read from the files when they are first used.
+
+    Args:
+        name: A folder; a name on the Hugging Face Hub such as "google/gemma-4-12B-it", which is
+            downloaded unless it is in the cache; or "demo", the small checkpoint in this package.
+        dtype: Of activations and unquantized parameters: "bfloat16", "float16", or "float32".
+            None is the checkpoint's on a GPU and float32 on a CPU, which is slow at the others.
+        quantize: 4 or 8 bits for the decoder's matrices, made while loading.
+        image_attention: Layers on which a picture's tokens see each other in both directions.
+        context_tokens: Positions of prompt and answer to have memory for.
+        check_limits: Refuse what this machine's memory cannot hold.
+        progress: Called with (matrices done, matrices in all) while quantizing.
+
+    Returns:
+        The model, with `generation_config` and `notes` (what was left out of the checkpoint, one
+        line each), and the processor.
+
+    Raises:
+        CheckpointError: It cannot be found, downloaded, read, or trusted; ConfigError if the fault
+            is in a config.
+        MemoryLimitError: It does not fit; the message has the sum, and what would fit.
+        OptionError: An option has a value that is not allowed.
+    """
+    if image_attention not in _IMAGE_ATTENTION:
+        raise OptionError(
+            f'image_attention is "{image_attention}"; allowed are {" and ".join(_IMAGE_ATTENTION)}'
+        )
+    folder = find_checkpoint(name)
+    checkpoint = open_checkpoint(folder, Config.from_folder(folder))
+    chosen_dtype = _choose_dtype(dtype, checkpoint.config)
+    if quantize is not None:
+        check_quantize(checkpoint, quantize)
+    if check_limits:
+        _check_limits(checkpoint, chosen_dtype.size, quantize, context_tokens)
+    # Before the weights, which take longest: a broken tokenizer is then known at once.
+    processor = Processor.from_folder(folder, checkpoint.config)
+    generation_config = GenerationConfig.from_folder(folder, checkpoint.config)
+    weights, quantization = load_weights(
+        checkpoint, dtype=chosen_dtype, quantize=quantize, progress=progress
+    )
+    model = Gemma4.from_weights(checkpoint.config, weights, quantization, image_attention)
+    model.generation_config = generation_config
+    model.notes = checkpoint.notes
+    return model, processor
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -164,3 +259,177 @@ def _choose_sampling(
         repetition_penalty=repetition_penalty, suppress_tokens=config.suppress_tokens
     )
     return sampler, [*processors, *logits_processors]
+
+
+def _choose_dtype(dtype: str | mx.Dtype | None, config: Config) -> mx.Dtype:
+    """Return the dtype of activations."""
+    if dtype is None:
+        is_cpu = mx.default_device() == mx.Device(mx.cpu)
+        return mx.float32 if is_cpu else _DTYPES[config.dtype]
+    for known, value in _DTYPES.items():
+        if dtype in (known, value):
+            return value
+    raise OptionError(f"dtype is {dtype}; allowed are {', '.join(_DTYPES)}")
+
+
+def _check_limits(
+    checkpoint: Checkpoint, item_bytes: int, quantize: int | None, context_tokens: int
+) -> None:
+    """Refuse a checkpoint that does not fit into this machine's memory."""
+    smaller = {}
+    if not checkpoint.quantization and quantize is None:
+        smaller = {
+            f"--quantize {bits}": checkpoint.memory_bytes(item_bytes, bits)
+            for bits in QUANTIZE_BITS
+        }
+    check_memory(
+        checkpoint.config.text_config,
+        checkpoint.memory_bytes(item_bytes, quantize),
+        context_tokens,
+        item_bytes=item_bytes,
+        limit=machine_limit(),
+        smaller=smaller,
+    )
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """Return the folder of a checkpoint, downloading it if `name` is one of the Hub's.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it cannot be downloaded.
+    """
+    text = str(name)
+    if text == DEMO:
+        return Path(__file__).with_name(DEMO)
+    folder = Path(text).expanduser()
+    try:
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        is_folder = exists = False
+    if is_folder:
+        return folder
+    if exists:
+        raise CheckpointError(
+            f"{text} is a file; a checkpoint is a folder with config.json, *.safetensors, and "
+            "tokenizer.json; pass the folder"
+        )
+    if isinstance(name, str) and _HUB_NAME.fullmatch(text):
+        return _download(text)
+    shown = text if len(text) <= 200 else text[:197] + "..."
+    raise CheckpointError(
+        f"no such folder: {shown!r}; pass a folder with a checkpoint, a name on the Hugging Face "
+        f'Hub such as google/gemma-4-12B-it, or "{DEMO}"'
+    )
+
+
+def _download(name: str) -> Path:
+    """Return the Hub cache's folder of a checkpoint, complete; an interrupted download resumes."""
+    # The config first: a model of another kind is refused before 24 GB have come.
+    folder = _fetch(name, _SMALL_FILES)
+    Config.from_folder(folder)
+    # The same commit, whose list of files is known by now: no further question to the Hub.
+    return _fetch(name, _SMALL_FILES + _WEIGHT_FILES, folder.name)
+
+
+def _fetch(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """Download the files of a Hub repository that match, and return their folder."""
+    import huggingface_hub  # takes a fifth of a second, which folders need not wait for
+
+    try:
+        _check_disk(name, patterns, revision)
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=list(patterns)
+            )
+        )
+    except CheckpointError:
+        raise
+    # Besides its own, the library lets those of its HTTP client and of its transfer through.
+    except Exception as error:
+        raise CheckpointError(_explain(name, error)) from error
+
+
+def _check_disk(name: str, patterns: Sequence[str], revision: str | None) -> None:
+    """Refuse a download for which the disk has no room."""
+    import huggingface_hub
+    from huggingface_hub.errors import DryRunError
+
+    try:
+        files = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns), dry_run=True
+        )
+    except DryRunError:
+        return  # no connection: then everything comes from the cache, or nothing
+    needed = sum(file.file_size or 0 for file in files if file.will_download)
+    if needed > _free_bytes(_cache_folder()):
+        raise CheckpointError(_disk_full(name, f"needs {format_bytes(needed)}"))
+
+
+def _cache_folder() -> Path:
+    """Return where the Hub's library keeps what it downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk on which a folder is, or will be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _disk_full(name: str, need: str) -> str:
+    cache = _cache_folder()
+    return (
+        f"{name} {need}, and the disk with the Hub cache ({cache}) has "
+        f"{format_bytes(_free_bytes(cache))} free; make room, or set HF_HOME to a folder on "
+        "another disk, and repeat: the download goes on where it stopped"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explain(name: str, error: Exception) -> str:
+    """Say in one line why a download failed, and what to do."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    for cause in _causes(error):
+        if getattr(cause, "errno", None) == errno.ENOSPC or "No space left" in str(cause):
+            return _disk_full(name, "does not fit")
+        if isinstance(cause, PermissionError):
+            return (
+                f"{name}: no permission to write {cause.filename or _cache_folder()}; set HF_HOME "
+                "to a folder of yours"
+            )
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{name} is gated; accept its conditions at https://huggingface.co/{name}, then log "
+            "in with: hf auth login"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"{name} is neither a folder here nor a model on the Hugging Face Hub; check the "
+            "spelling; a private one needs: hf auth login"
+        )
+    if isinstance(error, HfHubHTTPError):
+        reason = str(error).strip().splitlines()[0]
+        return f"the Hugging Face Hub refused {name} ({reason}); try again later"
+    if constants.HF_HUB_OFFLINE:
+        return (
+            f"{name} is neither a folder here nor complete in the Hub cache ({_cache_folder()}), "
+            "and HF_HUB_OFFLINE is set; unset it to download, or pass a folder"
+        )
+    if any(isinstance(cause, OSError) for cause in _causes(error)):
+        return (
+            f"{name} is neither a folder here nor complete in the Hub cache ({_cache_folder()}), "
+            "and the Hub cannot be reached; check the network and repeat, or pass a folder"
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"cannot download {name} ({reason}); repeat, and it goes on where it stopped"

@@ -586,7 +586,7 @@ def load_weights(
         OptionError: `quantize` is not 4 or 8, or the checkpoint is quantized already.
     """
     if quantize is not None:
-        _check_quantize(checkpoint, quantize)
+        check_quantize(checkpoint, quantize)
     settings = {path: asdict(of_module) for path, of_module in checkpoint.quantization.items()}
     names = [
         name
@@ -617,7 +617,12 @@ def load_weights(
     return arrays, settings
 
 
-def _check_quantize(checkpoint: Checkpoint, quantize: int) -> None:
+def check_quantize(checkpoint: Checkpoint, quantize: int) -> None:
+    """Refuse bits that `load_weights` does not make, or a checkpoint that has its own.
+
+    Raises:
+        OptionError: `quantize` is not 4 or 8, or the checkpoint is quantized already.
+    """
     if quantize not in QUANTIZE_BITS:
         raise OptionError(
             f"quantize is {quantize} bits; allowed are {' and '.join(map(str, QUANTIZE_BITS))}"
