@@ -1,0 +1,259 @@
+"""One measurement of one program in a process of its own; `peers.py` starts it.
+
+Runs under the interpreter of the program's environment, so nothing but the standard library is
+imported before the program itself: what the program imports is part of what is measured.  Prints
+one JSON document as the last line.
+
+    first-token  seconds from the start of the process to the first token of a chat prompt, with or
+                 without a picture: imports, loading, processing and prefill
+    speed        prefill and decode of random token ids, greedy, and the peak memory of the process
+
+Each program is asked in its own documented way.  Times are taken here, around its token iterator,
+so that they mean the same for all.
+"""
+
+import argparse
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+class OwnWorker:
+    """mlx-gemma4."""
+
+    def __init__(self, checkpoint: str) -> None:
+        from mlx_gemma4 import load
+
+        self.model, self.processor = load(checkpoint)
+
+    def chat(self, question: str, image: str | None) -> Iterable[Any]:
+        from mlx_gemma4 import stream_generate
+
+        images = [image] if image else None
+        return stream_generate(
+            self.model, self.processor, question, images=images, max_tokens=2, temperature=0
+        )
+
+    def read(self, ids: list[int], max_tokens: int) -> Iterable[Any]:
+        import numpy as np
+
+        from mlx_gemma4.generation.generate import generate_step
+        from mlx_gemma4.inputs import ModelInputs
+
+        inputs = ModelInputs(np.array(ids, np.int32))
+        return generate_step(inputs, self.model, max_tokens=max_tokens)
+
+    def allocated_bytes(self) -> int | None:
+        return mlx_peak_bytes()
+
+
+class MlxLmWorker:
+    """mlx-lm: text alone."""
+
+    def __init__(self, checkpoint: str) -> None:
+        from mlx_lm import load
+
+        self.model, self.tokenizer = load(checkpoint)[:2]
+
+    def chat(self, question: str, image: str | None) -> Iterable[Any]:
+        from mlx_lm import stream_generate
+
+        if image:
+            raise NotImplementedError("mlx-lm reads no pictures")
+        messages = [{"role": "user", "content": question}]
+        prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return stream_generate(self.model, self.tokenizer, prompt, max_tokens=2)
+
+    def read(self, ids: list[int], max_tokens: int) -> Iterable[Any]:
+        import mlx.core as mx
+        from mlx_lm.generate import generate_step
+
+        return generate_step(mx.array(ids), self.model, max_tokens=max_tokens)
+
+    def allocated_bytes(self) -> int | None:
+        return mlx_peak_bytes()
+
+
+class MlxVlmWorker:
+    """mlx-vlm."""
+
+    def __init__(self, checkpoint: str) -> None:
+        from mlx_vlm import load
+
+        self.model, self.processor = load(checkpoint)
+
+    def chat(self, question: str, image: str | None) -> Iterable[Any]:
+        from mlx_vlm import stream_generate
+        from mlx_vlm.prompt_utils import apply_chat_template
+
+        prompt = apply_chat_template(
+            self.processor, self.model.config, question, num_images=int(image is not None)
+        )
+        return stream_generate(
+            self.model, self.processor, prompt, image=image, max_tokens=2, temperature=0.0
+        )
+
+    def read(self, ids: list[int], max_tokens: int) -> Iterable[Any]:
+        import mlx.core as mx
+        from mlx_vlm.generate import generate_step
+
+        return generate_step(
+            mx.array([ids]), self.model, None, None, max_tokens=max_tokens, temperature=0.0
+        )
+
+    def allocated_bytes(self) -> int | None:
+        return mlx_peak_bytes()
+
+
+class TransformersWorker:
+    """transformers on the CPU, with the static cache that follows the checkpoint's mask rule."""
+
+    def __init__(self, checkpoint: str) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        self.checkpoint = checkpoint
+        self.torch = torch
+        self.model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+
+    def chat(self, question: str, image: str | None) -> Iterable[Any]:
+        content: list[dict[str, str]] = [{"type": "text", "text": question}]
+        if image:
+            from transformers import AutoProcessor
+
+            reader = AutoProcessor.from_pretrained(self.checkpoint)
+            content.insert(0, {"type": "image", "path": image})
+        else:
+            from transformers import AutoTokenizer
+
+            reader = AutoTokenizer.from_pretrained(self.checkpoint)
+        inputs = reader.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        return self.stream(max_tokens=2, **inputs)
+
+    def read(self, ids: list[int], max_tokens: int) -> Iterable[Any]:
+        return self.stream(max_tokens=max_tokens, input_ids=self.torch.tensor([ids]))
+
+    def stream(self, max_tokens: int, **inputs: Any) -> Iterator[Any]:
+        """Yield once a token, from the thread in which `generate` does not run."""
+        import queue
+        import threading
+
+        from transformers.generation.streamers import BaseStreamer
+
+        tokens: queue.Queue[Any] = queue.Queue()
+
+        class Streamer(BaseStreamer):
+            def put(self, value: Any) -> None:
+                tokens.put(value)
+
+            def end(self) -> None:
+                tokens.put(None)
+
+        def run() -> None:
+            self.model.generate(
+                **inputs,
+                max_new_tokens=max_tokens,
+                min_new_tokens=max_tokens,
+                do_sample=False,
+                cache_implementation="static",
+                disable_compile=True,
+                streamer=Streamer(),
+            )
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        tokens.get()  # the prompt itself
+        while (token := tokens.get()) is not None:
+            yield token
+        thread.join()
+
+    def allocated_bytes(self) -> int | None:
+        return None
+
+
+WORKERS = {
+    "mlx-gemma4": OwnWorker,
+    "mlx-lm": MlxLmWorker,
+    "mlx-vlm": MlxVlmWorker,
+    "transformers": TransformersWorker,
+}
+
+
+def mlx_peak_bytes() -> int:
+    """Return the most that MLX had allocated at once."""
+    import mlx.core as mx
+
+    return mx.get_peak_memory()
+
+
+def peak_resident_bytes() -> int:
+    """Return the most memory that this process had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def draw_ids(checkpoint: str, length: int) -> list[int]:
+    """Return a prompt of ordinary tokens, the same for every program."""
+    config = json.loads((Path(checkpoint) / "config.json").read_text())
+    special = {value for value in config.values() if isinstance(value, int)}
+    ordinary = [i for i in range(300, config["text_config"]["vocab_size"]) if i not in special]
+    return [2, *random.Random(0).choices(ordinary, k=length - 1)]
+
+
+def measure_first_token(worker: Any, question: str, image: str | None, started: float) -> dict:
+    tokens = iter(worker.chat(question, image))
+    next(tokens)
+    result = {"first_token_s": time.time() - started}
+    for _ in tokens:  # lets the program end in its own way
+        pass
+    return result
+
+
+def measure_speed(worker: Any, ids: list[int], max_tokens: int) -> dict:
+    """Time a prompt and what follows; a shorter run first, so that nothing is measured cold."""
+    for _ in worker.read(ids[:16], 4):
+        pass
+    begin = time.perf_counter()
+    times = [time.perf_counter() for _ in worker.read(ids, max_tokens)]
+    result = {"context": len(ids), "prefill_tokens_per_s": len(ids) / (times[0] - begin)}
+    if len(times) > 1:
+        result["decode_tokens_per_s"] = (len(times) - 1) / (times[-1] - times[0])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One measurement; started by peers.py.")
+    parser.add_argument("program", choices=WORKERS)
+    parser.add_argument("measure", choices=["first-token", "speed"])
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--started", type=float, default=0.0, help="time.time() at the start")
+    parser.add_argument("--question", default="What is this?")
+    parser.add_argument("--image")
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--max-tokens", type=int, default=32)
+    options = parser.parse_args()
+
+    worker = WORKERS[options.program](options.checkpoint)
+    if options.measure == "first-token":
+        result = measure_first_token(worker, options.question, options.image, options.started)
+    else:
+        ids = draw_ids(options.checkpoint, options.context)
+        result = measure_speed(worker, ids, options.max_tokens)
+    result["peak_resident_bytes"] = peak_resident_bytes()
+    result["peak_allocated_bytes"] = worker.allocated_bytes()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
