@@ -1,11 +1,12 @@
 """What a program calls: load a checkpoint, ask it, get an answer."""
 
 import errno
+import functools
 import re
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 import mlx.core as mx
 
@@ -40,7 +41,7 @@ _IMAGE_ATTENTION = ("sliding", "all")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 # The files of a checkpoint that are read; a repository often has others as large again.
-_SMALL_FILES = (
+_FILES = [
     "config.json",
     "generation_config.json",
     "processor_config.json",
@@ -49,8 +50,9 @@ _SMALL_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "model.safetensors.index.json",
-)
-_WEIGHT_FILES = ("model.safetensors", "model-*.safetensors")
+    "model.safetensors",
+    "model-*.safetensors",
+]
 
 
 def load(
@@ -324,45 +326,51 @@ def find_checkpoint(name: str | Path) -> Path:
 
 def _download(name: str) -> Path:
     """Return the Hub cache's folder of a checkpoint, complete; an interrupted download resumes."""
-    # The config first: a model of another kind is refused before 24 GB have come.
-    folder = _fetch(name, _SMALL_FILES)
-    Config.from_folder(folder)
-    # The same commit, whose list of files is known by now: no further question to the Hub.
-    return _fetch(name, _SMALL_FILES + _WEIGHT_FILES, folder.name)
-
-
-def _fetch(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """Download the files of a Hub repository that match, and return their folder."""
-    import huggingface_hub  # takes a fifth of a second, which folders need not wait for
+    import huggingface_hub  # takes a third of a second, which folders need not wait for
 
     try:
-        _check_disk(name, patterns, revision)
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=list(patterns)
-            )
-        )
+        planned = _plan_download(name)
+        if planned is None:  # no connection: then everything comes from the cache, or nothing
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
+        commit, missing_bytes, folder = planned
+        if not missing_bytes:
+            return folder
+        if missing_bytes > _free_bytes(_cache_folder()):
+            raise CheckpointError(_disk_full(name, f"needs {format_bytes(missing_bytes)}"))
+        # The config first: a model of another kind is refused before 24 GB have come.
+        huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=["config.json"])
+        Config.from_folder(folder)
+        huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=_FILES)
     except CheckpointError:
         raise
     # Besides its own, the library lets those of its HTTP client and of its transfer through.
     except Exception as error:
         raise CheckpointError(_explain(name, error)) from error
+    return folder
 
 
-def _check_disk(name: str, patterns: Sequence[str], revision: str | None) -> None:
-    """Refuse a download for which the disk has no room."""
+def _plan_download(name: str) -> tuple[str, int, Path] | None:
+    """Return commit, bytes to download, and folder of a Hub checkpoint; None without the Hub."""
     import huggingface_hub
     from huggingface_hub.errors import DryRunError
+    from huggingface_hub.utils import tqdm
 
     try:
         files = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(patterns), dry_run=True
+            name,
+            allow_patterns=_FILES,
+            dry_run=True,
+            tqdm_class=cast(Any, functools.partial(tqdm, disable=True)),
         )
     except DryRunError:
-        return  # no connection: then everything comes from the cache, or nothing
-    needed = sum(file.file_size or 0 for file in files if file.will_download)
-    if needed > _free_bytes(_cache_folder()):
-        raise CheckpointError(_disk_full(name, f"needs {format_bytes(needed)}"))
+        return None
+    if not any(file.filename.endswith(".safetensors") for file in files):
+        raise CheckpointError(
+            f"{name} has no model.safetensors; pickled weights (.bin), which can run any code, and "
+            "GGUF are not read; take a checkpoint with safetensors"
+        )
+    missing_bytes = sum(file.file_size or 0 for file in files if file.will_download)
+    return files[0].commit_hash, missing_bytes, Path(files[0].local_path).parent
 
 
 def _cache_folder() -> Path:
