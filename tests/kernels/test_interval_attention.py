@@ -1,0 +1,97 @@
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_gemma4.kernels import interval_attention as op
+from mlx_gemma4.kernels.interval_attention import interval_attention, interval_mask
+
+# queries heads, key heads, key dims, value dims
+SHAPES = [(4, 2, 32, 32), (4, 1, 48, 40), (3, 3, 16, 16)]
+
+
+def drawn(rng, B, H, K, L, S, Dk, Dv):
+    shapes = (B, H, L, Dk), (B, K, S, Dk), (B, K, S, Dv)
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+def reference(q, k, v, lo, hi, key_positions):
+    """Every query on its own, in float64."""
+    B, H, L, _ = q.shape
+    group = H // k.shape[1]
+    out = np.zeros((B, H, L, v.shape[-1]))
+    for b, h, i in np.ndindex(B, H, L):
+        seen = (key_positions[b] >= lo[b, i]) & (key_positions[b] <= hi[b, i])
+        scores = k[b, h // group, seen].astype(np.float64) @ q[b, h, i].astype(np.float64)
+        weights = np.exp(scores - scores.max())
+        out[b, h, i] = weights / weights.sum() @ v[b, h // group, seen].astype(np.float64)
+    return out
+
+
+def intervals(rng, B, L, positions):
+    hi = np.sort(rng.choice(positions, (B, L)), axis=1).astype(np.int32)
+    lo = np.maximum(hi - rng.integers(0, 9, (B, L)), positions.min()).astype(np.int32)
+    return lo, hi
+
+
+@pytest.mark.parametrize("block_bytes", [1, 5000, 64 << 20])
+@pytest.mark.parametrize("order", ["in order", "ring", "empty slots"])
+@pytest.mark.parametrize(("H", "K", "Dk", "Dv"), SHAPES)
+def test_equals_every_query_on_its_own(rng, monkeypatch, H, K, Dk, Dv, order, block_bytes):
+    monkeypatch.setattr(op, "SCORE_BLOCK_BYTES", block_bytes)
+    S, L = 23, 9
+    q, k, v = drawn(rng, 1, H, K, L, S, Dk, Dv)
+    positions = np.arange(40, 40 + S, dtype=np.int32)
+    lo, hi = intervals(rng, 1, L, positions)
+    if order != "in order":
+        positions = rng.permutation(positions)
+    if order == "empty slots":
+        empty = ~np.isin(positions, np.concatenate([lo[0], hi[0]]))
+        positions = np.where(empty, -1, positions).astype(np.int32)
+    positions = positions[None]
+    out = interval_attention(mx.array(q), mx.array(k), mx.array(v), lo, hi, positions)
+    np.testing.assert_allclose(out, reference(q, k, v, lo, hi, positions), atol=2e-5)
+
+
+def test_rows_of_a_batch_have_positions_of_their_own(rng):
+    q, k, v = drawn(rng, 3, 4, 2, 5, 11, 16, 16)
+    positions = np.stack([np.arange(11) + start for start in (0, 7, 30)]).astype(np.int32)
+    hi = positions[:, 6:]
+    lo = np.maximum(hi - 4, 0).astype(np.int32)
+    out = interval_attention(mx.array(q), mx.array(k), mx.array(v), lo, hi, positions)
+    np.testing.assert_allclose(out, reference(q, k, v, lo, hi, positions), atol=2e-5)
+
+
+@pytest.mark.parametrize(("H", "K", "Dk", "Dv"), SHAPES)
+def test_mlxs_own_attention_takes_the_same_mask(rng, H, K, Dk, Dv):
+    """What a GPU runs: the same function, with MLX's fused attention for each block."""
+    q, k, v = (mx.array(array) for array in drawn(rng, 1, H, K, 6, 13, Dk, Dv))
+    positions = rng.permutation(np.arange(13, dtype=np.int32))
+    lo, hi = intervals(rng, 1, 6, positions)
+    positions = positions[None]
+    mask = interval_mask(lo, hi, positions)
+    assert mask is not None
+    fused = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask)
+    plain = interval_attention(q, k, v, lo, hi, positions)
+    np.testing.assert_allclose(fused, plain, atol=2e-5)
+
+
+def test_no_mask_where_everything_is_visible():
+    lo, hi = np.zeros((1, 1), np.int32), np.full((1, 1), 7, np.int32)
+    assert interval_mask(lo, hi, np.arange(8, dtype=np.int32)[None]) is None
+    assert interval_mask(lo, hi, np.arange(9, dtype=np.int32)[None]) is not None
+
+
+def test_scores_of_a_long_prompt_stay_within_a_block(rng, monkeypatch):
+    """The temporary memory follows the block, not the prompt."""
+    L = 2048
+    q, k, v = (mx.array(array) for array in drawn(rng, 1, 4, 1, L, L, 8, 8))
+    hi = np.arange(L, dtype=np.int32)[None]
+    peaks = []
+    for block_bytes in (1 << 20, 1 << 30):
+        monkeypatch.setattr(op, "SCORE_BLOCK_BYTES", block_bytes)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(interval_attention(q, k, v, np.zeros_like(hi), hi, hi))
+        peaks.append(mx.get_peak_memory() - before)
+    assert peaks[1] > 4 * L * L * 4  # every score at once, float32
+    assert peaks[0] < peaks[1] / 3
