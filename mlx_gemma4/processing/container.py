@@ -65,7 +65,8 @@ def open_container(
         raise missing_extra(name, "is read by PyAV, which is not installed") from None
     if isinstance(stream, io.BytesIO):
         stream.seek(0)  # another decoder may have been there
-    file = stream if isinstance(stream, io.BytesIO) else str(stream)
+    # An absolute path: FFmpeg takes what stands before a colon for a protocol.
+    file = stream if isinstance(stream, io.BytesIO) else str(stream.absolute())
     try:
         with av.open(file, mode="r", options={"format_whitelist": _FORMATS}) as container:
             yield container

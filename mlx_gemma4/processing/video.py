@@ -7,7 +7,7 @@ transformers spreads them; they are decoded one by one, and only those chosen ar
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,15 +84,24 @@ class _Clip:
         return self.total / self.fps
 
 
+@dataclass
+class _Decoded:
+    """What came out of a file, up to the last frame asked for."""
+
+    pixels: list[np.ndarray] = field(default_factory=list)  # [height, width, 3] uint8, resized
+    times_s: list[float] = field(default_factory=list)  # by the file's clock, the first frame at 0
+    size: tuple[int, int] = (0, 0)  # width, height, upright, before resizing
+    num_frames: int = 0  # decoded, shown or not
+    end_s: float = 0.0  # time of the last of them
+
+
 @dataclass(frozen=True)
 class _Sample:
     """The chosen frames of one clip, before they are cut into patches."""
 
-    pixels: list[np.ndarray]  # [height, width, 3] uint8 each, resized
     indices: list[int]
-    true_times_s: list[float]  # from the file's own clock, the first frame at 0
-    clip: "_Clip"
-    size: tuple[int, int]  # width, height, upright
+    decoded: _Decoded
+    clip: _Clip
 
 
 def process_video(
@@ -125,10 +134,10 @@ def process_video(
     sample = _sample(stream, name, num_frames, fps, max_soft_tokens)
     timestamps, notes = _timestamps(sample, name)
     frames: list[ImagePatches] = []
-    for pixels in sample.pixels:
+    for pixels in sample.decoded.pixels:
         patches, positions = pack_patches(pixels)
         grid = (pixels.shape[1] // PATCH_SIZE, pixels.shape[0] // PATCH_SIZE)
-        frames.append(ImagePatches(patches, positions, grid, sample.size))
+        frames.append(ImagePatches(patches, positions, grid, sample.decoded.size))
     notes = _sampling_notes(sample, name, num_frames) + notes
     return VideoFrames(tuple(frames), timestamps, sample.clip.seconds, notes)
 
@@ -187,8 +196,8 @@ def _sample(
 ) -> _Sample:
     """Decode the chosen frames.
 
-    Some containers announce a few frames more than can be decoded, because an edit list hides
-    them; then the clip is sampled again by the true number.
+    Some headers announce more frames than there are: an edit list hides a few, or the recorder
+    counted frames that it dropped.  Then the clip is sampled again by the true number.
     """
     clip = announced = _inspect(stream, name)
     while True:
@@ -198,14 +207,17 @@ def _sample(
                 f"{len(indices)} frames of {max_soft_tokens} soft tokens exceed the longest "
                 f"context, {MAX_SOFT_TOKENS} tokens; ask for fewer frames"
             )
-        pixels, times, size, decoded = _decode(stream, name, indices, max_soft_tokens)
-        if len(pixels) == len(indices):
-            return _Sample(pixels, indices, times, clip, size)
-        if decoded < 0.9 * announced.total:
+        decoded = _decode(stream, name, indices, max_soft_tokens)
+        if len(decoded.pixels) == len(indices):
+            return _Sample(indices, decoded, clip)
+        count, end_s = decoded.num_frames, decoded.end_s
+        is_whole = end_s > 0.9 * announced.announced_s - _SAME_TIME_S
+        if not count or (count < 0.9 * announced.total and not is_whole):
             raise InputError(
-                f"{name} breaks off after frame {decoded} of {announced.total}; get the whole file"
+                f"{name} breaks off after frame {count} of {announced.total}; get the whole file"
             )
-        clip = replace(clip, total=decoded)
+        rate = (count - 1) / end_s if end_s > 0 else clip.fps
+        clip = replace(clip, total=count, fps=rate)
 
 
 def _inspect(stream: Path | io.BytesIO, name: str) -> _Clip:
@@ -229,27 +241,24 @@ def _inspect(stream: Path | io.BytesIO, name: str) -> _Clip:
 
 def _decode(
     stream: Path | io.BytesIO, name: str, indices: Sequence[int], max_soft_tokens: int
-) -> tuple[list[np.ndarray], list[float], tuple[int, int], int]:
-    """Return pixels and times of the frames asked for, the size, and how many were decoded."""
-    pixels: list[np.ndarray] = []
-    times: list[float] = []
-    size, start, decoded = (0, 0), None, 0
+) -> _Decoded:
+    """Decode up to the last frame asked for, and keep those asked for."""
+    out, wanted, start = _Decoded(), set(indices), None
     with open_container(stream, name, "video") as container:
         video = _video_stream(container, name)
         video.thread_type = "AUTO"
-        wanted = set(indices)
         for index, frame in enumerate(container.decode(video)):
-            decoded = index + 1
             time = frame.time if frame.time is not None else math.nan
             start = time if start is None else start
+            out.num_frames, out.end_s = index + 1, time - start
             if index in wanted:
                 image = _upright(frame)
-                size = size if pixels else image.size
-                pixels.append(resize(image, fit_size(*size, max_soft_tokens)))
-                times.append(time - start)
+                out.size = out.size if out.pixels else image.size
+                out.pixels.append(resize(image, fit_size(*out.size, max_soft_tokens)))
+                out.times_s.append(time - start)
             if index == indices[-1]:
                 break
-    return pixels, times, size, decoded
+    return out
 
 
 def _video_stream(container: "InputContainer", name: str) -> "VideoStream":
@@ -281,11 +290,11 @@ def _timestamps(sample: _Sample, name: str) -> tuple[tuple[float, ...], tuple[st
     its time; the file's clock does.
     """
     by_rate = tuple(index / sample.clip.fps for index in sample.indices)
-    errors = [abs(a - b) for a, b in zip(by_rate, sample.true_times_s, strict=True)]
+    errors = [abs(a - b) for a, b in zip(by_rate, sample.decoded.times_s, strict=True)]
     if any(map(math.isnan, errors)) or max(errors) <= _SAME_TIME_S:  # NaN: the file has no clock
         return by_rate, ()
     note = f"{name} has a variable frame rate; its frames carry their true times"
-    return tuple(sample.true_times_s), (note,)
+    return tuple(sample.decoded.times_s), (note,)
 
 
 def _sampling_notes(sample: _Sample, name: str, num_frames: int | None) -> tuple[str, ...]:
