@@ -36,7 +36,7 @@ class OwnWorker:
 
         images = [image] if image else None
         return stream_generate(
-            self.model, self.processor, question, images=images, max_tokens=2, temperature=0
+            self.model, self.processor, question, images=images, max_tokens=2, temp=0
         )
 
     def read(self, ids: list[int], max_tokens: int) -> Iterable[Any]:
