@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_gemma4.errors import CheckpointError, InputError
 from mlx_gemma4.messages import Message, Part, TextPart
+from mlx_gemma4.processing.json_file import read_json
 
 if TYPE_CHECKING:  # jinja2 takes 30 ms to import, and base models need no template
     from jinja2 import Environment, Template
@@ -55,17 +56,16 @@ class ChatTemplate:
         """
         path = folder / "chat_template.jinja"
         if path.is_file():
-            return cls(_read_text(path), variables, path.name)
+            try:
+                return cls(path.read_text(encoding="utf-8"), variables, path.name)
+            except (OSError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"cannot read {path}: {error}; fetch it again") from None
         for path in (folder / "chat_template.json", folder / "tokenizer_config.json"):
             if not path.is_file():
                 continue
-            try:
-                settings = json.loads(_read_text(path))
-            except ValueError as error:
-                raise CheckpointError(f"{path} is not JSON: {error}; fetch it again") from None
-            source = settings.get("chat_template") if isinstance(settings, dict) else None
+            source = read_json(path).get("chat_template")
             if isinstance(source, list):  # several, by name
-                named = {item.get("name"): item.get("template") for item in source}
+                named = {i.get("name"): i.get("template") for i in source if isinstance(i, dict)}
                 source = named.get("default")
             if isinstance(source, str):
                 return cls(source, variables, f"chat_template in {path.name}")
@@ -142,13 +142,6 @@ class ChatTemplate:
             raise CheckpointError(
                 f"{self.name} is broken at line {error.lineno}: {error}; fetch it again"
             ) from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; fetch it again") from None
 
 
 def _as_template_message(message: Message) -> dict[str, Any]:

@@ -4,16 +4,16 @@ Everything else in that file has one value that this project implements, which i
 checkpoint that wants its pixels otherwise is an error, not a wrong answer.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_gemma4.errors import CheckpointError, ConfigError
+from mlx_gemma4.errors import ConfigError
 from mlx_gemma4.processing.audio import FRAME_SIZE, SAMPLE_RATE
 from mlx_gemma4.processing.image import SOFT_TOKEN_BUDGETS
+from mlx_gemma4.processing.json_file import read_json
 
 # Section -> keys and the values that this project implements; absent keys have these values.
 _FIXED: Mapping[str, Mapping[str, Any]] = {
@@ -63,10 +63,7 @@ class ProcessorSettings:
         path = folder / "processor_config.json"
         if not path.is_file():
             return cls()
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {path}: {error}; fetch it again") from None
+        content = read_json(path)
         sections = {
             name: _section(content, name, path)
             for name in ("image_processor", "video_processor", "feature_extractor")
@@ -85,10 +82,8 @@ class ProcessorSettings:
         )
 
 
-def _section(content: Any, name: str, path: Path) -> dict[str, Any]:
-    section = content.get(name) if isinstance(content, dict) else None
-    if section is None and isinstance(content, dict):
-        return {}
+def _section(content: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+    section = content.get(name) or {}
     if not isinstance(section, dict):
         raise ConfigError(f"{path.name} holds no settings under {name}; fetch it again")
     return section

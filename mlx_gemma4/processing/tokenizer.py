@@ -3,13 +3,13 @@
 The file is read when it is first needed: Google's has 32 MB and takes about a second.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_gemma4.errors import CheckpointError, InputError
+from mlx_gemma4.processing.json_file import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -71,13 +71,7 @@ class Tokenizer:
         special_tokens = dict(SPECIAL_TOKENS)
         settings_path = folder / "tokenizer_config.json"
         if settings_path.is_file():
-            try:
-                settings = json.loads(settings_path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise CheckpointError(
-                    f"cannot read {settings_path}: {error}; fetch it again"
-                ) from None
-            for name, value in settings.items():
+            for name, value in read_json(settings_path).items():
                 text = value.get("content") if isinstance(value, dict) else value
                 if name.endswith("_token") and isinstance(text, str):
                     special_tokens[name] = text

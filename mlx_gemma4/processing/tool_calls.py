@@ -16,11 +16,13 @@ _MAX_DEPTH = 64
 _CLOSERS = {"{": "}", "[": "]", "(": ")"}
 _NAME = re.compile(r"[^\W\d][\w.\-/]*")
 _KEY = re.compile(r"[^\s:=,{}\[\]()<>\"']+")
+_PREFIX = re.compile(r"\s*call\s*:")
 _SPACE = re.compile(r"\s*")
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SINGLE_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'(?=\s*(?:[,}\])]|$))", re.DOTALL)
 _INTEGER = re.compile(r"-?(?:0|[1-9]\d*)")  # 007 is a string: a number would lose its zeros
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_NEXT_KEY = re.compile(r"\s\w+\s*[:=]")  # `1 b:2`: a comma is missing
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
@@ -50,17 +52,17 @@ class _Scanner:
         return tuple(calls)
 
     def call(self) -> ToolCall:
-        self.skip_space()
-        if self.text.startswith("call", self.at):
-            after = self.at + len("call")
-            self.at = after if self.text[after:].lstrip()[:1] == ":" else self.at
-            self.take(":")
+        prefix = _PREFIX.match(self.text, self.at)
+        self.at = prefix.end() if prefix else self.at
         self.skip_space()
         name = _NAME.match(self.text, self.at)
         if name is None:
             self.fail("a function's name")
         self.at = name.end()
-        return ToolCall(name[0], self.arguments(depth=0) if self.peek() in ("{", "(") else {})
+        has_arguments = self.peek() in ("{", "(")
+        if not has_arguments and prefix is None:  # a sentence, not a call
+            self.fail("'{'")
+        return ToolCall(name[0], self.arguments(depth=0) if has_arguments else {})
 
     def json_call(self) -> ToolCall:
         """Read `{"name": ..., "arguments": {...}}`, which other models' prompts teach."""
@@ -125,15 +127,22 @@ class _Scanner:
     def bare(self) -> Any:
         """Read a value without quotes up to the comma or bracket that ends it."""
         self.skip_space()
-        start, open_brackets = self.at, 0
+        start = self.at
+        closers: list[str] = []  # of brackets inside the value
         while self.at < len(self.text):
             character = self.text[self.at]
-            if not open_brackets and character in ",}])":
-                break
-            open_brackets += (character in "([{") - (character in ")]}")
+            if closers and character == closers[-1]:
+                closers.pop()
+            elif character in ",}])":
+                if not closers:
+                    break
+                if character != ",":
+                    self.fail(f"'{closers[-1]}'")
+            elif character in _CLOSERS:
+                closers.append(_CLOSERS[character])
             self.at += 1
         word = self.text[start : self.at].strip()
-        if not word or QUOTE in word or open_brackets:
+        if not word or closers or QUOTE in word or _NEXT_KEY.search(word):
             self.at = start
             self.fail("a value")
         if word.lower() in _WORDS:

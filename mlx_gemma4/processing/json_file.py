@@ -1,0 +1,22 @@
+"""JSON files of a checkpoint that stand beside config.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlx_gemma4.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a file.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds something else; the file is named.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; fetch it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object; fetch it again")
+    return content
