@@ -20,6 +20,9 @@ FAST_BLAS := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS))
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
+demo: .venv/run.stamp  ## ask the bundled checkpoint about a picture, a sound, and a clip
+	@$(FAST_BLAS) .venv/bin/mlx-gemma4 demo
+
 test: .venv/test.stamp  ## run the whole test suite (installs the test tools)
 	$(FAST_BLAS) .venv/bin/pytest $(PYTEST_ARGS)
 

@@ -18,10 +18,12 @@ REPORT = """
 import json, sys
 from mlx_gemma4.cli import main
 try:
-    main()
+    code = main()
 finally:
     names = {name.partition(".")[0] for name, module in sys.modules.items() if module}
-    print(json.dumps(sorted(names)), file=open(%r, "w"))
+    with open(%r, "w") as file:
+        json.dump(sorted(names), file)
+sys.exit(code)
 """
 
 
@@ -60,7 +62,7 @@ def test_exports_say_what_they_do() -> None:
 
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="nothing_of_ours"):
-        _ = mlx_gemma4.nothing_of_ours
+        mlx_gemma4.__getattr__("nothing_of_ours")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"]])
