@@ -43,7 +43,7 @@ class LoadedAudio:
 
     Attributes:
         samples: [n] float32, mono, 16 kHz, mostly in -1..1.
-        name: The file's name, or "sound".
+        name: What messages call it: the file's name, if it has one.
         notes: What was converted, one line each.
     """
 
@@ -74,17 +74,20 @@ class AudioFrames:
 
 def process_audio(
     source: str | Path | bytes | np.ndarray | tuple[np.ndarray, int] | LoadedAudio,
+    *,
+    name: str = "sound",
 ) -> AudioFrames:
     """Load a sound and cut it into frames.
 
     Args:
         source: Whatever `load_audio` takes, or what it returned.
+        name: What messages call a sound that has no file name.
 
     Raises:
         InputError: The sound cannot be read.
         MissingExtraError: It takes the extra `media` to read it.
     """
-    loaded = source if isinstance(source, LoadedAudio) else load_audio(source)
+    loaded = source if isinstance(source, LoadedAudio) else load_audio(source, name)
     seconds = len(loaded.samples) / SAMPLE_RATE
     notes = loaded.notes
     if seconds > TRAINED_SECONDS:
@@ -111,7 +114,7 @@ def pack_frames(samples: np.ndarray) -> np.ndarray:
 
 
 def load_audio(
-    source: str | Path | bytes | np.ndarray | tuple[np.ndarray, int],
+    source: str | Path | bytes | np.ndarray | tuple[np.ndarray, int], name: str = "sound"
 ) -> LoadedAudio:
     """Decode a sound to mono at 16 kHz.
 
@@ -121,6 +124,7 @@ def load_audio(
     Args:
         source: A path, the bytes of a file, or samples [n] or [n, channels] as floats in -1..1 or
             int16 or int32, alone (at 16 kHz) or with their sample rate.
+        name: What messages call a sound that has no file name.
 
     Raises:
         InputError: Not a sound, damaged, empty, too long (`MAX_SECONDS`), with samples that are
@@ -132,8 +136,8 @@ def load_audio(
     if isinstance(source, np.ndarray):
         source = (source, SAMPLE_RATE)
     if isinstance(source, tuple) and len(source) == 2:
-        return to_mono(_from_array(*source), "sound")
-    stream, name = open_source(source, "sound", _ALLOWED)
+        return to_mono(_from_array(*source, name), name)
+    stream, name = open_source(source, "sound", _ALLOWED, name)
     return to_mono(_open(stream, name), name)
 
 
@@ -250,17 +254,17 @@ def _is_container(head: bytes) -> bool:
     )
 
 
-def _from_array(samples: object, sample_rate: object) -> SoundBlocks:
+def _from_array(samples: object, sample_rate: object, name: str) -> SoundBlocks:
     if not isinstance(samples, np.ndarray):
-        raise InputError(f"the sound is a pair with a {type(samples).__name__}; pass {_ALLOWED}")
+        raise InputError(f"{name} is a pair with a {type(samples).__name__}; pass {_ALLOWED}")
     is_number = isinstance(sample_rate, int | float | np.number)
     if not is_number or not 1 <= sample_rate < math.inf or sample_rate != int(sample_rate):
-        raise InputError(f"the sound has a sample rate of {sample_rate!r}; pass whole Hz")
+        raise InputError(f"{name} has a sample rate of {sample_rate!r}; pass whole Hz")
     scale = _INTEGER_SCALE.get(samples.dtype.name, None if samples.dtype.kind != "f" else 1)
     # A long second axis means [channels, n], which would be mixed the wrong way round.
     if scale is None or samples.ndim not in (1, 2) or samples[0:1].size > 64:
         raise InputError(
-            f"the sound is an array of {samples.dtype} {list(samples.shape)}; pass [n] or "
+            f"{name} is an array of {samples.dtype} {list(samples.shape)}; pass [n] or "
             "[n, channels] as floats in -1..1, int16, or int32"
         )
     rows = samples.reshape(len(samples), -1) if samples.size else np.zeros((0, 1))

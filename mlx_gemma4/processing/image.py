@@ -69,12 +69,15 @@ class ImagePatches:
 def process_image(
     source: "str | Path | bytes | Image | np.ndarray | LoadedImage",
     max_soft_tokens: int | Literal["auto"] = 280,
+    *,
+    name: str = "image",
 ) -> ImagePatches:
     """Load a picture, resize it to its soft-token budget, and cut it into patches.
 
     Args:
         source: Whatever `load_image` takes, or what it returned.
         max_soft_tokens: One of `SOFT_TOKEN_BUDGETS`, or "auto": see `auto_budget`.
+        name: What messages call a picture that has no file name.
 
     Raises:
         OptionError: Another budget.
@@ -82,9 +85,8 @@ def process_image(
 
     Source: transformers, image_processing_gemma4_unified.Gemma4UnifiedImageProcessor.
     """
-    if max_soft_tokens != "auto":
-        check_budget(max_soft_tokens)
-    loaded = source if isinstance(source, LoadedImage) else load_image(source)
+    check_budget(max_soft_tokens)
+    loaded = source if isinstance(source, LoadedImage) else load_image(source, name)
     size = loaded.image.size
     budget = auto_budget(*size) if max_soft_tokens == "auto" else max_soft_tokens
     fitted = fit_size(*size, budget)
@@ -94,12 +96,15 @@ def process_image(
     return ImagePatches(patches, positions, grid, size, notes)
 
 
-def check_budget(max_soft_tokens: object) -> None:
-    """Raise OptionError unless the budget is one of `SOFT_TOKEN_BUDGETS`."""
-    if max_soft_tokens not in SOFT_TOKEN_BUDGETS:
+def check_budget(max_soft_tokens: object, *, is_auto_allowed: bool = True) -> None:
+    """Raise OptionError unless the budget is one of `SOFT_TOKEN_BUDGETS`, or "auto"."""
+    if is_auto_allowed and max_soft_tokens == "auto":
+        return
+    if not isinstance(max_soft_tokens, int) or max_soft_tokens not in SOFT_TOKEN_BUDGETS:
+        allowed = "560, 1120, or auto" if is_auto_allowed else "560, or 1120"
         raise OptionError(
-            f"a budget of {max_soft_tokens} soft tokens is not allowed; choose 70, 140, 280, 560, "
-            "or 1120; pictures, not videos, also take auto"
+            f"a budget of {max_soft_tokens} soft tokens is not allowed; choose 70, 140, 280, "
+            f"{allowed}"
         )
 
 

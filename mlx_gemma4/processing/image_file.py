@@ -36,7 +36,7 @@ class LoadedImage:
 
     Attributes:
         image: Mode RGB, upright, in its own size.
-        name: The file's name, or "image".
+        name: What messages call it: the file's name, if it has one.
         notes: What was left out or guessed, one line each.
     """
 
@@ -45,7 +45,9 @@ class LoadedImage:
     notes: tuple[str, ...] = ()
 
 
-def load_image(source: "str | Path | bytes | Image | np.ndarray") -> LoadedImage:
+def load_image(
+    source: "str | Path | bytes | Image | np.ndarray", name: str = "image"
+) -> LoadedImage:
     """Decode a picture of any format and colour mode that Pillow knows, and HEIC.
 
     EXIF orientation is applied, transparency laid over white, 16-bit grey scaled to 8 bits; of an
@@ -54,6 +56,7 @@ def load_image(source: "str | Path | bytes | Image | np.ndarray") -> LoadedImage
     Args:
         source: A path, the bytes of a file, a PIL image, or a uint8 array [H, W], [H, W, 3], or
             [H, W, 4].
+        name: What messages call a picture that has no file name.
 
     Raises:
         InputError: Not a picture, damaged, above `MAX_PIXELS`, or of another type.
@@ -62,10 +65,10 @@ def load_image(source: "str | Path | bytes | Image | np.ndarray") -> LoadedImage
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        return _upright_rgb(source, "image", [])
+        return _upright_rgb(source, name, [])
     if isinstance(source, np.ndarray):
-        return _upright_rgb(_from_array(source), "image", [])
-    stream, name = open_source(source, "image", _ALLOWED)
+        return _upright_rgb(_from_array(source, name), name, [])
+    stream, name = open_source(source, "image", _ALLOWED, name)
     # Pillow keeps files of several frames open, so the file is opened and closed here.
     with stream if isinstance(stream, io.BytesIO) else open_file(stream) as file:
         image = _open(file, name)
@@ -119,14 +122,14 @@ def _open_heif(file: BinaryIO, name: str) -> "Image":
     return heif.to_pillow()
 
 
-def _from_array(pixels: np.ndarray) -> "Image":
+def _from_array(pixels: np.ndarray, name: str) -> "Image":
     from PIL import Image
 
     is_grey = pixels.ndim == 2
     is_colour = pixels.ndim == 3 and pixels.shape[2] in (3, 4)
     if pixels.dtype != np.uint8 or not pixels.size or not (is_grey or is_colour):
         raise InputError(
-            f"the image is an array of {pixels.dtype} {list(pixels.shape)}; "
+            f"{name} is an array of {pixels.dtype} {list(pixels.shape)}; "
             "pass uint8 values 0..255 as [height, width, 3]"
         )
     return Image.fromarray(pixels)

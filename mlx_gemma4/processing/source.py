@@ -13,28 +13,31 @@ from mlx_gemma4.errors import InputError, MissingExtraError
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 
 
-def open_source(source: object, medium: str, allowed: str) -> tuple[Path | io.BytesIO, str]:
+def open_source(
+    source: object, medium: str, allowed: str, name: str
+) -> tuple[Path | io.BytesIO, str]:
     """Return something that a decoder can open, and the name by which messages call it.
 
     Args:
         source: What the caller was given: a path as str or Path, or a whole file as bytes.
-        medium: "image", "sound", or "video": the name of nameless bytes.
+        medium: "image", "sound", or "video".
         allowed: The types that the caller takes, for the message about any other.
+        name: What to call bytes.
 
     Raises:
         InputError: A URL, a missing file, a folder, a pipe, an empty file, or another type.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         if not len(source):
-            raise InputError(f"the {medium} is empty (0 bytes); pass the bytes of a whole file")
-        return io.BytesIO(source), medium
+            raise InputError(f"{name} is empty (0 bytes); pass the bytes of a whole {medium} file")
+        return io.BytesIO(source), name
     if isinstance(source, str) and _URL.match(source):
         raise InputError(
-            f"the {medium} is a URL ({source[:60]}); only files and bytes are read; "
+            f"{name} is a URL ({source[:60]}); only files and bytes are read; "
             "download it first and pass its path"
         )
     if not isinstance(source, str | Path):
-        raise InputError(f"the {medium} is of type {type(source).__name__}; pass {allowed}")
+        raise InputError(f"{name} is of type {type(source).__name__}; pass {allowed}")
     path = Path(source).expanduser()
     try:
         size = path.stat().st_size

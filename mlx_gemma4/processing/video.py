@@ -109,6 +109,8 @@ def process_video(
     num_frames: int | None = None,
     max_soft_tokens: int = 70,
     fps: float | None = None,
+    *,
+    name: str = "video",
 ) -> VideoFrames:
     """Choose frames of a clip, resize them, and cut them into patches.
 
@@ -118,6 +120,7 @@ def process_video(
             `fps` is given.  A clip with fewer is shown whole, with a note.
         max_soft_tokens: Budget of one frame, one of `SOFT_TOKEN_BUDGETS`.
         fps: Frames to show for each second, instead of `num_frames`.
+        name: What messages call a clip that has no file name.
 
     Raises:
         OptionError: An impossible number of frames, rate, or budget, or both `num_frames` and
@@ -128,9 +131,9 @@ def process_video(
     Source: transformers, video_utils.read_video_pyav, default_sample_indices_fn, and
         video_processing_gemma4_unified.Gemma4UnifiedVideoProcessor.
     """
-    check_budget(max_soft_tokens)
+    check_budget(max_soft_tokens, is_auto_allowed=False)
     num_frames = _check_frames(num_frames, fps)
-    stream, name = open_source(source, "video", _ALLOWED)
+    stream, name = open_source(source, "video", _ALLOWED, name)
     sample = _sample(stream, name, num_frames, fps, max_soft_tokens)
     timestamps, notes = _timestamps(sample, name)
     frames: list[ImagePatches] = []
@@ -142,14 +145,18 @@ def process_video(
     return VideoFrames(tuple(frames), timestamps, sample.clip.seconds, notes)
 
 
-def extract_sound(source: str | Path | bytes) -> LoadedAudio | None:
+def extract_sound(source: str | Path | bytes, *, name: str = "video") -> LoadedAudio | None:
     """Return the sound of a clip as `audio.load_audio` returns sounds; None if it has none.
+
+    Args:
+        source: A path, or the bytes of a file.
+        name: What messages call a clip that has no file name.
 
     Raises:
         InputError: Not a clip, or damaged.
         MissingExtraError: The extra `media` is not installed.
     """
-    stream, name = open_source(source, "video", _ALLOWED)
+    stream, name = open_source(source, "video", _ALLOWED, name)
     sound = decode_sound(stream, name, "video")
     return None if sound is None else to_mono(sound, name)
 
@@ -234,6 +241,8 @@ def _inspect(stream: Path | io.BytesIO, name: str) -> _Clip:
         rate = video.average_rate or video.guessed_rate
         total = video.frames or sum(packet.size > 0 for packet in container.demux(video))
         announced_s = (container.duration or 0) / av.time_base
+        if video.duration and video.time_base:  # without the sound, which may be longer
+            announced_s = float(video.duration * video.time_base)
     if not total:
         raise InputError(f"{name} has no frames; pass another clip")
     return _Clip(float(rate) if rate else _DEFAULT_FPS, total, announced_s)
@@ -301,7 +310,7 @@ def _sampling_notes(sample: _Sample, name: str, num_frames: int | None) -> tuple
     shown, total, seconds = len(sample.indices), sample.clip.total, sample.clip.seconds
     notes: list[str] = []
     if num_frames is not None and shown < num_frames:
-        notes.append(f"{name} has {total} frames, fewer than the {num_frames} asked for: all shown")
+        notes.append(f"{name} has {total} frames, fewer than {num_frames}: all are shown")
     elif shown < total:
         notes.append(f"{name}: {shown} of {total} frames shown, one every {seconds / shown:.2f} s")
     if seconds > TRAINED_SECONDS:

@@ -206,7 +206,7 @@ def broken(path: Path) -> dict[str, tuple[object, str]]:
         "text": (path / "text.png", "text.png is not a picture that can be read"),
         "pdf": (b"%PDF-1.7 and so on", "export the page of the PDF as a PNG"),
         "zero bytes": (path / "empty.png", "empty.png is empty (0 bytes)"),
-        "no bytes": (b"", "the image is empty (0 bytes)"),
+        "no bytes": (b"", "image is empty (0 bytes)"),
         "missing": (path / "nowhere.png", "no such file"),
         "folder": (path, "is a folder"),
         "device": ("/dev/zero", "not a regular file"),
@@ -222,9 +222,9 @@ def broken(path: Path) -> dict[str, tuple[object, str]]:
             "not numbers",
         ),
         "postscript": (encode(Image.new("RGB", (8, 8)), "EPS"), "export it as a PNG"),
-        "number": (3, "the image is of type int; pass a path"),
-        "none": (None, "the image is of type NoneType"),
-        "list": ([["a.png"]], "the image is of type list"),
+        "number": (3, "image is of type int; pass a path"),
+        "none": (None, "image is of type NoneType"),
+        "list": ([["a.png"]], "image is of type list"),
         "float array": (np.zeros((4, 4, 3), np.float32), "pass uint8 values 0..255"),
         "flat array": (np.zeros(16, np.uint8), "array of uint8 [16]"),
         "empty array": (np.zeros((0, 4, 3), np.uint8), "array of uint8 [0, 4, 3]"),
@@ -251,9 +251,9 @@ def test_every_cut_of_a_file_is_an_error_or_a_picture(photo: Image.Image) -> Non
                 continue
 
 
-@pytest.mark.parametrize("budget", [0, -70, 69, 300, 2240, "280", "all", None, 280.5])
+@pytest.mark.parametrize("budget", [0, -70, 69, 300, 2240, "280", "all", None, 280.5, 280.0])
 def test_unknown_budgets(budget: object) -> None:
-    with pytest.raises(OptionError, match="choose 70, 140, 280, 560, or 1120"):
+    with pytest.raises(OptionError, match="choose 70, 140, 280, 560, 1120, or auto"):
         process_image(Image.new("RGB", (48, 48)), budget)  # pyright: ignore
 
 
@@ -299,6 +299,15 @@ def test_notes_say_what_was_lost() -> None:
         "image: 4000x3000 pixels shrunk to 1824x1344, 1064 soft tokens",
     )
     assert "1x5000 pixels stretched to 48x3360, 70 soft tokens" in notes((1, 5000), 70)[0]
+
+
+def test_a_nameless_picture_is_called_what_the_caller_calls_it(photo: Image.Image) -> None:
+    for source in (photo, np.asarray(photo), encode(photo)):
+        wide = Image.new("RGB", (4000, 3000)) if source is photo else source
+        ours = process_image(wide, 70, name="image 2")
+        assert all(note.startswith("image 2: ") for note in ours.notes)
+    with pytest.raises(InputError, match="^image 2 is not a picture"):
+        process_image(b"This is no picture.", name="image 2")
 
 
 @pytest.mark.parametrize("arguments", [(0, 5, 70), (5, 0, 70), (-1, 5, 70), (5, 5, 0)])

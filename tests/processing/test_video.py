@@ -118,7 +118,7 @@ def test_defaults_are_32_frames_of_at_most_70_soft_tokens() -> None:
 def test_fewer_frames_than_asked_are_all_shown() -> None:
     ours = process_video(encode(shades(5)), 8)
     assert numbers(ours) == [0, 1, 2, 3, 4]
-    assert ours.notes == ("video has 5 frames, fewer than the 8 asked for: all shown",)
+    assert ours.notes == ("video has 5 frames, fewer than 8: all are shown",)
     assert process_video(encode(shades(8)), 8).notes == ()
 
 
@@ -211,13 +211,13 @@ def broken(path: Path, data_folder: Path) -> dict[str, tuple[object, str]]:
         "playlist": (path / "list.m3u8", "is not a video that can be read"),
         "picture": (data_folder / "shapes.png", "is not a video that can be read"),
         "zero bytes": (path / "empty.mp4", "empty.mp4 is empty (0 bytes)"),
-        "no bytes": (b"", "the video is empty (0 bytes)"),
+        "no bytes": (b"", "video is empty (0 bytes)"),
         "cut off": (whole[: len(whole) // 2], "video is not a video that can be read"),
         "sound": (data_folder / "note.m4a", "note.m4a holds no moving pictures"),
         "missing": (path / "nowhere.mp4", "no such file"),
         "folder": (path, "is a folder"),
         "url": ("https://example.org/a.mp4", "download it first"),
-        "type": (np.zeros((3, 4, 4, 3), np.uint8), "the video is of type ndarray"),
+        "type": (np.zeros((3, 4, 4, 3), np.uint8), "video is of type ndarray"),
     }
 
 
