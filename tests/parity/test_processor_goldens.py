@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from prompt_cases import (
     MEDIA_CASES,
+    NESTED,
     TEMPLATE_CASES,
     TEXTS,
     Case,
@@ -19,7 +20,8 @@ from prompt_cases import (
 
 from mlx_gemma4.config import Config
 from mlx_gemma4.generation.detokenizer import Detokenizer
-from mlx_gemma4.messages import parse_messages, parse_tools
+from mlx_gemma4.messages import Message, ToolCall, parse_messages, parse_tools
+from mlx_gemma4.processing.output_parser import Channel, OutputParser
 from mlx_gemma4.processing.processor import Processor
 from mlx_gemma4.processing.tokenizer import Tokenizer
 
@@ -113,3 +115,31 @@ def test_the_tokenizer_has_the_ids_of_the_config(
     assert tokenizer.vocab_size == config.text_config.vocab_size
     assert len(tokenizer.byte_ids) == 256
     assert len(tokenizer.special_ids) == 24
+
+
+def test_a_call_that_the_template_writes_is_read_back(processor: Processor) -> None:
+    assert processor.chat_template is not None
+    call = ToolCall(
+        "plan.trip", {"m": NESTED, "text": 'a, {b}: "c"\n', "empty": "", "l": [[1], {}]}
+    )
+    text = processor.chat_template.render((Message("assistant", tool_calls=(call,)),))
+    start, end = text.index("<|tool_call>"), text.index("<tool_call|>") + len("<tool_call|>")
+    parser = OutputParser(processor.tokenizer, Detokenizer)
+    for token_id in processor.tokenizer.encode(text[start:end]):
+        parser.add(token_id)
+    assert parser.output.tool_calls == (call,)
+    assert parser.output.answer == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "channel"),
+    [
+        ("one question", Channel.ANSWER),
+        ("thinking", Channel.ANSWER),
+        ("answered", Channel.ANSWER),
+        ("answered, thinking", Channel.THINKING),  # the template opens the channel itself
+    ],
+)
+def test_where_output_begins(tokenizer: Tokenizer, name: str, channel: Channel) -> None:
+    prompt_ids = tokenizer.encode(golden("chat_template")[name])
+    assert OutputParser(tokenizer, Detokenizer, prompt_ids).channel is channel
