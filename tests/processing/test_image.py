@@ -306,7 +306,7 @@ def test_a_nameless_picture_is_called_what_the_caller_calls_it(photo: Image.Imag
         wide = Image.new("RGB", (4000, 3000)) if source is photo else source
         ours = process_image(wide, 70, name="image 2")
         assert all(note.startswith("image 2: ") for note in ours.notes)
-    with pytest.raises(InputError, match="^image 2 is not a picture"):
+    with pytest.raises(InputError, match=r"^image 2 is not a picture"):
         process_image(b"This is no picture.", name="image 2")
 
 
