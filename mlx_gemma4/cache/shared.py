@@ -24,25 +24,33 @@ class SharedCache:
         self.offset = 0
         self.rows: mx.array | None = None
 
-    def update_and_fetch(self, rows: mx.array) -> tuple[mx.array, np.ndarray]:
-        """Add the rows of new positions; return all rows and their positions.
+    def key_positions(self, length: int) -> np.ndarray:
+        """Return the positions of the rows that `update_and_fetch` will return, [S] int32.
+
+        Args:
+            length: New positions, L.
+        """
+        return np.arange(self.offset + length, dtype=np.int32)
+
+    def update_and_fetch(self, rows: mx.array) -> mx.array:
+        """Add the rows of new positions; return all rows.
 
         Args:
             rows: [B, K, L, Dh + rotated] of positions offset..offset + L.
 
         Returns:
-            Rows [B, K, offset + L, Dh + rotated], and their positions, [B, offset + L] int32.
+            [B, K, offset + L, Dh + rotated], at `key_positions(L)`.
         """
         B, K, L, D = rows.shape
-        start, self.offset = self.offset, self.offset + L
+        start, end = self.offset, self.offset + L
         have = 0 if self.rows is None else self.rows.shape[2]
-        if have < self.offset:
-            fresh = mx.zeros((B, K, -(-(self.offset - have) // GROWTH) * GROWTH, D), rows.dtype)
+        if have < end:
+            fresh = mx.zeros((B, K, -(-(end - have) // GROWTH) * GROWTH, D), rows.dtype)
             self.rows = fresh if self.rows is None else mx.concatenate([self.rows, fresh], axis=2)
         assert self.rows is not None
-        self.rows[:, :, start : self.offset] = rows
-        positions = np.arange(self.offset, dtype=np.int32)
-        return self.rows[:, :, : self.offset], np.broadcast_to(positions, (B, self.offset))
+        self.rows[:, :, start:end] = rows
+        self.offset = end
+        return self.rows[:, :, :end]
 
     def is_trimmable(self, count: int) -> bool:
         """Whether the last `count` positions can be undone."""

@@ -37,34 +37,48 @@ class SlidingCache:
         self.rows: mx.array | None = None
         self._written = 0  # positions ever written: those before _written - capacity are lost
 
-    def update_and_fetch(self, rows: mx.array) -> tuple[mx.array, np.ndarray]:
+    def key_positions(self, length: int) -> np.ndarray:
+        """Return the positions of the rows that `update_and_fetch` will return, [S] int32.
+
+        -1 marks a slot without a row that may be seen.
+
+        Args:
+            length: New positions, L.
+        """
+        start, end = self.offset, self.offset + length
+        if end > self.capacity and self._fits(length):
+            # The slot of an undone position claims the position one capacity earlier.  It does not
+            # hold it, but that one is outside the window of every query still to come.
+            slots = np.arange(self.capacity, dtype=np.int32)
+            return end - 1 - (end - 1 - slots) % self.capacity
+        first = 0 if end <= self.capacity else start - self._past()
+        return np.arange(first, end, dtype=np.int32)
+
+    def update_and_fetch(self, rows: mx.array) -> mx.array:
         """Add the rows of new positions; return every row that these positions may see.
 
         Args:
             rows: [B, K, L, 2 * Dh], K and V of positions offset..offset + L.
 
         Returns:
-            Rows [B, K, S, 2 * Dh] in no particular order, and the position of each, [B, S] int32.
+            [B, K, S, 2 * Dh], at `key_positions(L)`.
         """
-        B, _, L, _ = rows.shape
-        start, self.offset = self.offset, self.offset + L
-        slack = self.capacity - self.window
-        if start + L <= self.capacity or slack + 1 >= L:
-            # No position that the first new query sees (start - window + 1 and later) is lost.
-            self._write(rows, start)
-            assert self.rows is not None
-            positions = self._positions()
-            return self.rows, np.broadcast_to(positions, (B, len(positions)))
-        past = min(start, self.window - 1)
-        seen = rows
-        if past:
-            slots = np.arange(start - past, start, dtype=np.int32) % self.capacity
-            assert self.rows is not None
-            seen = mx.concatenate([self.rows[:, :, mx.array(slots)], rows], axis=2)
+        L = rows.shape[2]
+        start, end = self.offset, self.offset + L
+        seen: mx.array | None = None
+        if not self._fits(L):
+            seen = rows
+            if past := self._past():
+                slots = np.arange(start - past, start, dtype=np.int32) % self.capacity
+                assert self.rows is not None
+                seen = mx.concatenate([self.rows[:, :, mx.array(slots)], rows], axis=2)
         kept = min(L, self.capacity)
-        self._write(rows[:, :, L - kept :], self.offset - kept)
-        positions = np.arange(start - past, self.offset, dtype=np.int32)
-        return seen, np.broadcast_to(positions, (B, len(positions)))
+        self._write(rows[:, :, L - kept :], end - kept)
+        self.offset = end
+        assert self.rows is not None
+        if seen is None:
+            seen = self.rows if end > self.capacity else self.rows[:, :, :end]
+        return seen
 
     def is_trimmable(self, count: int) -> bool:
         """Whether the last `count` positions can be undone with every visible key still there."""
@@ -94,17 +108,13 @@ class SlidingCache:
         """Arrays to evaluate, or to save."""
         return [] if self.rows is None else [self.rows]
 
-    def _positions(self) -> np.ndarray:
-        """Return the position in each allocated slot, [slots] int32; -1 where there is none.
+    def _fits(self, length: int) -> bool:
+        """Whether new rows can be written first: the first of them still sees its whole window."""
+        return self.offset + length <= self.capacity or length <= self.capacity - self.window + 1
 
-        The slot of an undone position claims the position one capacity earlier.  It does not hold
-        it, but that position is outside the window of every query still to come.
-        """
-        assert self.rows is not None
-        slots = np.arange(self.rows.shape[2], dtype=np.int32)
-        last = self.offset - 1
-        positions = last - (last - slots) % self.capacity
-        return np.where(positions >= 0, positions, -1).astype(np.int32)
+    def _past(self) -> int:
+        """Return how many earlier positions the next one sees."""
+        return min(self.offset, self.window - 1)
 
     def _write(self, rows: mx.array, start: int) -> None:
         B, K, L, D = rows.shape

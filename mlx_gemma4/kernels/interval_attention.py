@@ -14,15 +14,8 @@ import numpy as np
 SCORE_BLOCK_BYTES = 64 << 20
 
 
-def interval_attention(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    lo: np.ndarray,
-    hi: np.ndarray,
-    key_positions: np.ndarray,
-) -> mx.array:
-    """Return attention of each query over the keys in its interval.
+class IntervalMask:
+    """The visible keys of each query, as an interval and the positions of the keys.
 
     Queries lo=[0, 0, 1], hi=[0, 2, 2] on key_positions=[2, 0, 1] (a ring of three) see
 
@@ -30,48 +23,65 @@ def interval_attention(
         1 1 1
         1 0 1
 
+    All layers of one type share a mask, and with it the pieces of the matrix made so far.
+
+    Attributes:
+        lo: [B, L] int32, first visible position of each query, 0 or more.
+        hi: [B, L] int32, last visible position, inclusive.
+        key_positions: [B, S] int32, position of each key; -1 marks an empty slot.
+    """
+
+    def __init__(self, lo: np.ndarray, hi: np.ndarray, key_positions: np.ndarray) -> None:
+        """Take the intervals; nothing is computed yet."""
+        self.lo = lo
+        self.hi = hi
+        self.key_positions = key_positions
+        self._is_in_order = len(lo) == 1 and bool((np.diff(key_positions[0]) == 1).all())
+        self._blocks: dict[tuple[int, int], tuple[slice, mx.array | None]] = {}
+
+    def block(self, start: int, stop: int) -> tuple[slice, mx.array | None]:
+        """Return the keys that queries start..stop may see, and the matrix for these.
+
+        Returns:
+            A slice of the S keys, outside of which none is visible, and a boolean matrix
+            [B, 1, queries, keys]; None where every key is visible.
+        """
+        if (start, stop) not in self._blocks:
+            self._blocks[start, stop] = self._make_block(start, stop)
+        return self._blocks[start, stop]
+
+    def _make_block(self, start: int, stop: int) -> tuple[slice, mx.array | None]:
+        lo, hi = self.lo[:, start:stop], self.hi[:, start:stop]
+        keys = slice(0, self.key_positions.shape[1])
+        if self._is_in_order:
+            origin = int(self.key_positions[0, 0])
+            keys = slice(max(0, int(lo.min()) - origin), min(keys.stop, int(hi.max()) + 1 - origin))
+        positions = self.key_positions[:, None, keys]
+        visible: np.ndarray = (positions >= lo[:, :, None]) & (positions <= hi[:, :, None])
+        return keys, None if visible.all() else mx.array(visible[:, None])
+
+
+def interval_attention(q: mx.array, k: mx.array, v: mx.array, mask: IntervalMask) -> mx.array:
+    """Return attention of each query over the keys in its interval.
+
     Args:
         q: [B, H, L, Dk] floating point.
         k: [B, K, S, Dk], with H a multiple of K; query head h reads key head h // (H / K).
         v: [B, K, S, Dv].
-        lo: [B, L] int32, first visible position of each query.
-        hi: [B, L] int32, last visible position, inclusive.
-        key_positions: [B, S] int32, position of each key; -1 marks an empty slot, which no query
-            may see (lo >= 0).
+        mask: Of L queries and S keys.
 
     Returns:
         [B, H, L, Dv] in the dtype of q.  Softmax accumulates in float32.
     """
     B, H, L, _ = q.shape
     S = k.shape[2]
-    block = max(1, min(L, SCORE_BLOCK_BYTES // (4 * B * H * S)))
-    in_order = bool((np.diff(key_positions, axis=1) == 1).all())
-    parts = []
-    for start in range(0, L, block):
-        rows = slice(start, start + block)
-        first, last = 0, S
-        if in_order and B == 1:
-            # Keys outside the union of the block's intervals are masked for every query: skip them.
-            origin = int(key_positions[0, 0])
-            first = max(0, int(lo[:, rows].min()) - origin)
-            last = min(S, int(hi[:, rows].max()) + 1 - origin)
-        keys = slice(first, last)
-        mask = interval_mask(lo[:, rows], hi[:, rows], key_positions[:, keys])
-        parts.append(_attend(q[:, :, rows], k[:, :, keys], v[:, :, keys], mask))
+    size = max(1, min(L, SCORE_BLOCK_BYTES // (4 * B * H * S)))
+    parts: list[mx.array] = []
+    for start in range(0, L, size):
+        stop = min(start + size, L)
+        keys, matrix = mask.block(start, stop)
+        parts.append(_attend(q[:, :, start:stop], k[:, :, keys], v[:, :, keys], matrix))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
-
-
-def interval_mask(lo: np.ndarray, hi: np.ndarray, key_positions: np.ndarray) -> mx.array | None:
-    """Return the boolean matrix of the intervals, [B, 1, L, S]; None where every key is visible.
-
-    Args:
-        lo: [B, L] int32.
-        hi: [B, L] int32, inclusive.
-        key_positions: [B, S] int32.
-    """
-    positions = key_positions[:, None, :]
-    visible: np.ndarray = (positions >= lo[:, :, None]) & (positions <= hi[:, :, None])
-    return None if visible.all() else mx.array(visible[:, None])
 
 
 def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:

@@ -8,12 +8,10 @@ weights when a checkpoint is loaded.
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from mlx_gemma4.cache import LayerCache
 from mlx_gemma4.config import TextConfig
-from mlx_gemma4.kernels.interval_attention import interval_attention
-from mlx_gemma4.model.intervals import Intervals
+from mlx_gemma4.kernels.interval_attention import IntervalMask, interval_attention
 from mlx_gemma4.model.rope import RoPE
 
 
@@ -40,7 +38,7 @@ class SlidingAttention(nn.Module):
         self._rope = rope
 
     def __call__(
-        self, x: mx.array, intervals: Intervals, offset: int, cache: LayerCache | None
+        self, x: mx.array, mask: IntervalMask, offset: int, cache: LayerCache | None
     ) -> mx.array:
         """Attend from x [B, L, D] at positions offset..offset + L; return [B, L, D]."""
         B, L, _ = x.shape
@@ -49,9 +47,10 @@ class SlidingAttention(nn.Module):
         v = self.v_proj(x).reshape(B, L, self.num_key_value_heads, -1).swapaxes(1, 2)
         q, k = self._rope(q, offset), self._rope(k, offset)
         rows = mx.concatenate([k, mx.fast.rms_norm(v, None, self.eps)], axis=-1)
-        rows, positions = _seen(rows, offset, cache)
+        if cache is not None:
+            rows = cache.update_and_fetch(rows)
         k, v = rows[..., : self.head_dim], rows[..., self.head_dim :]
-        out = interval_attention(q, k, v, intervals.lo, intervals.hi, positions)
+        out = interval_attention(q, k, v, mask)
         return self.o_proj(out.swapaxes(1, 2).reshape(B, L, -1))
 
 
@@ -80,7 +79,7 @@ class GlobalAttention(nn.Module):
         self._rope = rope
 
     def __call__(
-        self, x: mx.array, intervals: Intervals, offset: int, cache: LayerCache | None
+        self, x: mx.array, mask: IntervalMask, offset: int, cache: LayerCache | None
     ) -> mx.array:
         """Attend from x [B, L, D] at positions offset..offset + L; return [B, L, D]."""
         B, L, _ = x.shape
@@ -92,16 +91,8 @@ class GlobalAttention(nn.Module):
         n_rotated = n[..., :rotated]
         k_rotated = self._rope(n_rotated * self.k_norm.weight, offset)
         rows = mx.concatenate([k_rotated, n[..., rotated:], n_rotated], axis=-1)
-        rows, positions = _seen(rows, offset, cache)
+        if cache is not None:
+            rows = cache.update_and_fetch(rows)
         k, v = rows[..., : self.head_dim], rows[..., rotated:]
-        out = interval_attention(q, k, v, intervals.lo, intervals.hi, positions)
+        out = interval_attention(q, k, v, mask)
         return self.o_proj(out.swapaxes(1, 2).reshape(B, L, -1))
-
-
-def _seen(rows: mx.array, offset: int, cache: LayerCache | None) -> tuple[mx.array, np.ndarray]:
-    """Return the rows that new positions may see and their positions, with or without a cache."""
-    if cache is not None:
-        return cache.update_and_fetch(rows)
-    B, _, L, _ = rows.shape
-    positions = np.arange(offset, offset + L, dtype=np.int32)
-    return rows, np.broadcast_to(positions, (B, L))

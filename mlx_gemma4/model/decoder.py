@@ -7,8 +7,8 @@ import mlx.nn as nn
 
 from mlx_gemma4.cache import LayerCache, PromptCache
 from mlx_gemma4.config import TextConfig
+from mlx_gemma4.kernels.interval_attention import IntervalMask
 from mlx_gemma4.model.attention import GlobalAttention, SlidingAttention
-from mlx_gemma4.model.intervals import Intervals
 from mlx_gemma4.model.rope import RoPE
 
 
@@ -56,10 +56,10 @@ class DecoderLayer(nn.Module):
         self.layer_scalar = mx.ones((1,))
 
     def __call__(
-        self, x: mx.array, intervals: Intervals, offset: int, cache: LayerCache | None
+        self, x: mx.array, mask: IntervalMask, offset: int, cache: LayerCache | None
     ) -> mx.array:
         """Map x [B, L, D] at positions offset..offset + L to [B, L, D]."""
-        attended = self.self_attn(self.input_layernorm(x), intervals, offset, cache)
+        attended = self.self_attn(self.input_layernorm(x), mask, offset, cache)
         x = x + self.post_attention_layernorm(attended)
         mapped = self.mlp(self.pre_feedforward_layernorm(x))
         x = x + self.post_feedforward_layernorm(mapped)
@@ -100,15 +100,22 @@ class LanguageModel(nn.Module):
     def __call__(
         self,
         x: mx.array,
-        intervals: dict[str, Intervals],
+        masks: dict[str, IntervalMask],
         offset: int,
         cache: PromptCache | None,
     ) -> mx.array:
-        """Map embeddings x [B, L, D] to normed hidden states [B, L, D]."""
+        """Map embeddings x [B, L, D] to normed hidden states [B, L, D].
+
+        Args:
+            x: Of positions offset..offset + L.
+            masks: By layer type.
+            offset: Positions already in the cache.
+            cache: One a layer; updated.
+        """
         for index, (layer, layer_type) in enumerate(
             zip(self.layers, self.config.layer_types, strict=True)
         ):
-            x = layer(x, intervals[layer_type], offset, cache[index] if cache else None)
+            x = layer(x, masks[layer_type], offset, cache[index] if cache else None)
         return self.norm(x)
 
     def logits(self, x: mx.array) -> mx.array:

@@ -11,6 +11,7 @@ from mlx_gemma4.cache import LayerCache, PromptCache, SharedCache, SlidingCache
 from mlx_gemma4.config import Config, GenerationConfig
 from mlx_gemma4.errors import InputError
 from mlx_gemma4.inputs import ModelInputs, SoftTokenSpan
+from mlx_gemma4.kernels.interval_attention import IntervalMask
 from mlx_gemma4.model.decoder import LanguageModel
 from mlx_gemma4.model.embedders import MultimodalEmbedder, VisionEmbedder
 from mlx_gemma4.model.global_layout import apply_global_layout
@@ -137,14 +138,13 @@ class Gemma4(nn.Module):
             cache: From `make_cache`; updated.
             logits_to_keep: Return the last positions alone; None returns all.
         """
-        text = self.config.text_config
+        B, L = input_ids.shape
         x = self.language_model.embed(input_ids)
         for positions, embeddings in soft_tokens:
             x[:, mx.array(positions)] = embeddings.astype(x.dtype)
         offset = cache[0].offset if cache else 0
-        length = input_ids.shape[1]
-        intervals = intervals_of(offset, length, text.sliding_window, spans, self.image_attention)
-        x = self.language_model(x, intervals, offset, cache)
+        masks = self._masks(B, L, offset, spans, cache)
+        x = self.language_model(x, masks, offset, cache)
         return self.language_model.logits(x if logits_to_keep is None else x[:, -logits_to_keep:])
 
     def soft_tokens(self, inputs: ModelInputs) -> list[tuple[np.ndarray, mx.array]]:
@@ -172,6 +172,30 @@ class Gemma4(nn.Module):
             frames = mx.array(inputs.frames).astype(self.dtype)
             embedded.append((_positions(inputs, is_block=False), self.embed_audio(frames)))
         return embedded
+
+    def _masks(
+        self,
+        batch: int,
+        length: int,
+        offset: int,
+        spans: tuple[SoftTokenSpan, ...],
+        cache: PromptCache | None,
+    ) -> dict[str, IntervalMask]:
+        """Return the mask of each layer type for `length` new positions."""
+        text = self.config.text_config
+        intervals = intervals_of(offset, length, text.sliding_window, spans, self.image_attention)
+        masks: dict[str, IntervalMask] = {}
+        for index, layer_type in enumerate(text.layer_types):
+            if layer_type in masks:
+                continue
+            keys = (
+                cache[index].key_positions(length) if cache else np.arange(length, dtype=np.int32)
+            )
+            lo, hi = intervals[layer_type].lo, intervals[layer_type].hi
+            masks[layer_type] = IntervalMask(
+                *(np.broadcast_to(array, (batch, array.shape[-1])) for array in (lo, hi, keys))
+            )
+        return masks
 
 
 def _positions(inputs: ModelInputs, *, is_block: bool) -> np.ndarray:

@@ -14,13 +14,13 @@ def rows_at(positions):
 def read(cache, count):
     """Feed `count` positions and return what came back as {position: value}."""
     start = cache.offset
-    rows, positions = cache.update_and_fetch(rows_at(np.arange(start, start + count)))
-    assert rows.shape[2] == positions.shape[1]
+    positions = cache.key_positions(count)
+    rows = cache.update_and_fetch(rows_at(np.arange(start, start + count)))
+    assert rows.shape[2] == len(positions)
+    assert positions.dtype == np.int32
     values = np.array(rows)
     assert (values == values[:, :1, :, :1]).all()
-    return {
-        int(p): float(v) for p, v in zip(positions[0], values[0, 0, :, 0], strict=True) if p >= 0
-    }
+    return {int(p): float(v) for p, v in zip(positions, values[0, 0, :, 0], strict=True) if p >= 0}
 
 
 @pytest.mark.parametrize("slack", [0, 3, 16])
@@ -44,12 +44,12 @@ def test_an_undone_position_is_never_seen_again():
     window, slack = 8, 4
     cache = SlidingCache(window, slack)
     read(cache, 30)
-    rows, _ = cache.update_and_fetch(rows_at([-7, -7, -7]))  # a rejected draft
+    cache.update_and_fetch(rows_at([-7, -7, -7]))  # a rejected draft
     cache.trim(3)
     assert cache.offset == 30
-    rows, positions = cache.update_and_fetch(rows_at([30]))
-    visible = (positions[0] >= 30 - window + 1) & (positions[0] <= 30)
-    values = np.array(rows)[0, 0, :, 0]
+    positions = cache.key_positions(1)
+    values = np.array(cache.update_and_fetch(rows_at([30])))[0, 0, :, 0]
+    visible = (positions >= 30 - window + 1) & (positions <= 30)
     assert sorted(values[visible]) == list(range(23, 31))
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mlx_gemma4.kernels import interval_attention as op
-from mlx_gemma4.kernels.interval_attention import interval_attention, interval_mask
+from mlx_gemma4.kernels.interval_attention import IntervalMask, interval_attention
 
 # queries heads, key heads, key dims, value dims
 SHAPES = [(4, 2, 32, 32), (4, 1, 48, 40), (3, 3, 16, 16)]
@@ -48,7 +48,7 @@ def test_equals_every_query_on_its_own(rng, monkeypatch, H, K, Dk, Dv, order, bl
         empty = ~np.isin(positions, np.concatenate([lo[0], hi[0]]))
         positions = np.where(empty, -1, positions).astype(np.int32)
     positions = positions[None]
-    out = interval_attention(mx.array(q), mx.array(k), mx.array(v), lo, hi, positions)
+    out = interval_attention(*map(mx.array, (q, k, v)), IntervalMask(lo, hi, positions))
     np.testing.assert_allclose(out, reference(q, k, v, lo, hi, positions), atol=2e-5)
 
 
@@ -57,7 +57,7 @@ def test_rows_of_a_batch_have_positions_of_their_own(rng):
     positions = np.stack([np.arange(11) + start for start in (0, 7, 30)]).astype(np.int32)
     hi = positions[:, 6:]
     lo = np.maximum(hi - 4, 0).astype(np.int32)
-    out = interval_attention(mx.array(q), mx.array(k), mx.array(v), lo, hi, positions)
+    out = interval_attention(*map(mx.array, (q, k, v)), IntervalMask(lo, hi, positions))
     np.testing.assert_allclose(out, reference(q, k, v, lo, hi, positions), atol=2e-5)
 
 
@@ -68,17 +68,30 @@ def test_mlxs_own_attention_takes_the_same_mask(rng, H, K, Dk, Dv):
     positions = rng.permutation(np.arange(13, dtype=np.int32))
     lo, hi = intervals(rng, 1, 6, positions)
     positions = positions[None]
-    mask = interval_mask(lo, hi, positions)
-    assert mask is not None
-    fused = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask)
-    plain = interval_attention(q, k, v, lo, hi, positions)
+    mask = IntervalMask(lo, hi, positions)
+    keys, matrix = mask.block(0, 6)
+    assert keys == slice(0, 13)
+    assert matrix is not None
+    fused = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=matrix)
+    plain = interval_attention(q, k, v, mask)
     np.testing.assert_allclose(fused, plain, atol=2e-5)
 
 
 def test_no_mask_where_everything_is_visible():
     lo, hi = np.zeros((1, 1), np.int32), np.full((1, 1), 7, np.int32)
-    assert interval_mask(lo, hi, np.arange(8, dtype=np.int32)[None]) is None
-    assert interval_mask(lo, hi, np.arange(9, dtype=np.int32)[None]) is not None
+    ring = np.roll(np.arange(8, dtype=np.int32), 3)[None]
+    assert IntervalMask(lo, hi, ring).block(0, 1) == (slice(0, 8), None)
+    assert IntervalMask(lo, hi - 1, ring).block(0, 1)[1] is not None
+
+
+def test_keys_that_no_query_of_a_block_sees_are_left_out():
+    hi = np.arange(100, dtype=np.int32)[None]
+    mask = IntervalMask(np.maximum(hi - 9, 0), hi, hi)
+    keys, matrix = mask.block(40, 50)
+    assert keys == slice(31, 50)
+    assert matrix is not None
+    assert matrix.shape == (1, 1, 10, 19)
+    assert mask.block(40, 50)[1] is matrix
 
 
 def test_scores_of_a_long_prompt_stay_within_a_block(rng, monkeypatch):
@@ -91,7 +104,7 @@ def test_scores_of_a_long_prompt_stay_within_a_block(rng, monkeypatch):
         monkeypatch.setattr(op, "SCORE_BLOCK_BYTES", block_bytes)
         mx.reset_peak_memory()
         before = mx.get_active_memory()
-        mx.eval(interval_attention(q, k, v, np.zeros_like(hi), hi, hi))
+        mx.eval(interval_attention(q, k, v, IntervalMask(np.zeros_like(hi), hi, hi)))
         peaks.append(mx.get_peak_memory() - before)
     assert peaks[1] > 4 * L * L * 4  # every score at once, float32
     assert peaks[0] < peaks[1] / 3
