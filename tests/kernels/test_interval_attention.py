@@ -14,6 +14,10 @@ def drawn(rng, B, H, K, L, S, Dk, Dv):
     return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
 
+def run(q, k, v, mask):
+    return interval_attention(mx.array(q), mx.array(k), mx.array(v), mask)
+
+
 def reference(q, k, v, lo, hi, key_positions):
     """Every query on its own, in float64."""
     B, H, L, _ = q.shape
@@ -48,7 +52,7 @@ def test_equals_every_query_on_its_own(rng, monkeypatch, H, K, Dk, Dv, order, bl
         empty = ~np.isin(positions, np.concatenate([lo[0], hi[0]]))
         positions = np.where(empty, -1, positions).astype(np.int32)
     positions = positions[None]
-    out = interval_attention(*map(mx.array, (q, k, v)), IntervalMask(lo, hi, positions))
+    out = run(q, k, v, IntervalMask(lo, hi, positions))
     np.testing.assert_allclose(out, reference(q, k, v, lo, hi, positions), atol=2e-5)
 
 
@@ -57,7 +61,7 @@ def test_rows_of_a_batch_have_positions_of_their_own(rng):
     positions = np.stack([np.arange(11) + start for start in (0, 7, 30)]).astype(np.int32)
     hi = positions[:, 6:]
     lo = np.maximum(hi - 4, 0).astype(np.int32)
-    out = interval_attention(*map(mx.array, (q, k, v)), IntervalMask(lo, hi, positions))
+    out = run(q, k, v, IntervalMask(lo, hi, positions))
     np.testing.assert_allclose(out, reference(q, k, v, lo, hi, positions), atol=2e-5)
 
 
