@@ -112,10 +112,11 @@ class Layer(nn.Module):
         q = rms_norm(self.q_proj(normed).view(B, R, H, self.Dh), self.q_norm, eps)
         q = rotate(q, cos, sin).reshape(B, R * H, self.Dh)
         # One key head: the query heads are rows of one matrix product.
-        scores = torch.bmm(q.bfloat16(), k.bfloat16().transpose(1, 2)).float().view(B, R, H, L)
+        dtype = torch.bfloat16 if self.training else torch.float32
+        scores = torch.bmm(q.to(dtype), k.to(dtype).transpose(1, 2)).float().view(B, R, H, L)
         scores = scores.masked_fill(~visible[:, :, None], -1e30)
         weights = scores.softmax(-1).view(B, R * H, L)
-        mixed = torch.bmm(weights.bfloat16(), v.bfloat16()).view(B, R, H * self.Dh)
+        mixed = torch.bmm(weights.to(dtype), v.to(dtype)).view(B, R, H * self.Dh)
         x = x + rms_norm(self.o_proj(mixed), self.post_attention_layernorm, eps)
         normed = rms_norm(x, self.pre_feedforward_layernorm, eps)
         hidden = F.gelu(self.gate_proj(normed).float(), approximate="tanh") * self.up_proj(normed).float()
