@@ -135,6 +135,12 @@ class Processor:
 
     def prepare(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> PreparedPrompt:
         """Return the model's inputs, and the text and media they are made of; see `__call__`."""
+        unknown = options.keys() - PromptOptions.__annotations__.keys()
+        if unknown:  # a misspelt `images=` must not leave the pictures out
+            raise TypeError(
+                f"unknown option {', '.join(sorted(unknown))}; "
+                f"allowed: {', '.join(PromptOptions.__annotations__)}"
+            )
         given = {
             Modality.IMAGE: as_sources(options.get("images"), "images"),
             Modality.VIDEO: as_sources(options.get("videos"), "videos"),

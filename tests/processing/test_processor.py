@@ -171,6 +171,11 @@ def test_options_that_are_not_allowed(processor: Processor, options: Any) -> Non
         processor("hi", **options)
 
 
+def test_a_misspelt_option_is_no_option(processor: Processor) -> None:
+    with pytest.raises(TypeError, match="unknown option image; allowed: images, audio"):
+        cast(Any, processor)("hi", image=PICTURE)
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
