@@ -1,0 +1,43 @@
+"""The typer application: its commands, and what is said of the whole program."""
+
+from typing import Annotated
+
+import typer
+
+from mlx_gemma4 import __version__
+from mlx_gemma4.cli import demo, generate, inspect
+from mlx_gemma4.cli.options import MediaCommand
+
+# Help in plain text: rendering it with rich takes longer than everything else that --help does.
+app = typer.Typer(
+    name="mlx-gemma4",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command(cls=MediaCommand)(generate.generate)
+app.command(cls=MediaCommand)(inspect.inspect)
+app.command()(demo.demo)
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"mlx-gemma4 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def describe(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Gemma 4 12B on Apple silicon: text, pictures, sound, and video in, text out."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)

@@ -1,0 +1,191 @@
+"""`mlx-gemma4 generate`: answer one prompt, with pictures, sounds, and clips."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlx_gemma4.cli import options
+from mlx_gemma4.cli.answer import Answer
+from mlx_gemma4.cli.media import describe_media
+from mlx_gemma4.cli.prompt import PromptRequest
+from mlx_gemma4.cli.terminal import ProgressBar, say
+
+if TYPE_CHECKING:
+    from mlx_gemma4.model.gemma4 import Gemma4
+    from mlx_gemma4.processing.processor import PreparedPrompt, Processor
+
+INTERRUPTED = 130
+
+
+def generate(
+    context: typer.Context,
+    prompt: options.Prompt = None,
+    model: options.Model = None,
+    image: options.Images = None,
+    audio: options.Audio = None,
+    video: options.Videos = None,
+    image_tokens: options.ImageTokens = None,
+    num_frames: options.NumFrames = None,
+    video_sound: options.VideoSound = False,
+    system: options.System = None,
+    messages: options.Messages = None,
+    tools: options.Tools = None,
+    thinking: options.Thinking = False,
+    show_thinking: Annotated[
+        bool, typer.Option("--show-thinking", help="Think, and show the thoughts on stderr.")
+    ] = False,
+    raw: options.Raw = False,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            metavar="N",
+            min=0,
+            help="Tokens of the answer at most. Default: up to the end of the context.",
+        ),
+    ] = None,
+    temp: Annotated[
+        float | None,
+        typer.Option(
+            "--temp",
+            metavar="X",
+            help="Temperature; 0 takes the likeliest token. Default of this and the next two: "
+            "the checkpoint's.",
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", metavar="X", help="Keep the likeliest tokens up to this share."),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", metavar="N", help="Keep this many of the likeliest tokens."),
+    ] = None,
+    min_p: Annotated[
+        float,
+        typer.Option(
+            "--min-p", metavar="X", help="Keep tokens this fraction as likely as the likeliest."
+        ),
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(
+            "--repetition-penalty", metavar="X", help="Above 1: recent tokens are less likely."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Makes the answer repeatable.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT", help="End the answer before this; may be repeated."),
+    ] = None,
+    quantize: options.Quantize = None,
+    dtype: options.Dtype = None,
+    image_attention: options.ImageAttention = "sliding",
+    prefill_step_size: Annotated[
+        int,
+        typer.Option("--prefill-step-size", metavar="N", min=1, help="Tokens read at a time."),
+    ] = 2048,
+    as_json: options.AsJson = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No notes and no statistics on stderr.")
+    ] = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Answer a prompt.
+
+    The answer goes to stdout; notes, thoughts, and statistics go to stderr.
+    """
+    name = options.require_model(model)
+    request = PromptRequest.read(
+        prompt,
+        options.media_in_order(context, image, audio, video),
+        system=system,
+        messages=messages,
+        tools=tools,
+        settings={
+            "thinking": thinking or show_thinking,
+            "image_tokens": options.parse_image_tokens(image_tokens),
+            "num_frames": num_frames,
+            "video_sound": video_sound,
+            "ignore_chat_template": raw,
+        },
+    )
+    sampling: dict[str, Any] = {"temp": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    penalty = repetition_penalty
+    _check_options(sampling, penalty, stop or ())
+    loaded, processor, prepared = _load(
+        name,
+        request,
+        max_tokens or 0,
+        dtype=dtype,
+        quantize=None if quantize is None else int(quantize),
+        image_attention=image_attention,
+    )
+    if not quiet:
+        for note in (*(loaded.notes or ()), *prepared.inputs.notes):
+            say(f"note: {note}")
+    if verbose:
+        say(f"the model reads {prepared.text!r}")
+    from mlx_gemma4.api import stream_generate
+
+    answer = Answer(is_shown=not as_json, is_thinking_shown=show_thinking)
+    with ProgressBar("reading the prompt", least_total=prefill_step_size) as progress:
+        answer.follow(
+            stream_generate(
+                loaded,
+                processor,
+                prepared.inputs,
+                max_tokens=-1 if max_tokens is None else max_tokens,
+                **sampling,
+                repetition_penalty=penalty,
+                seed=seed,
+                stop=stop or (),
+                prefill_step_size=prefill_step_size,
+                prompt_progress_callback=progress.update,
+            )
+        )
+    if as_json:
+        document = {"model": name, **answer.as_document(), "media": describe_media(prepared.media)}
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+    if not quiet:
+        for note in answer.result.notes[len(prepared.inputs.notes) :]:
+            say(f"note: {note}")
+        say(answer.account)
+    return INTERRUPTED if answer.is_interrupted else 0
+
+
+def _check_options(sampling: dict[str, Any], penalty: float | None, stop: Sequence[str]) -> None:
+    """Raise the errors of wrong options now, before a model is looked for and loaded."""
+    from mlx_gemma4.generation.sampling import make_logits_processors, make_sampler
+    from mlx_gemma4.generation.stop import StopStrings
+
+    make_sampler(**{name: value for name, value in sampling.items() if value is not None})
+    make_logits_processors(repetition_penalty=penalty)
+    StopStrings(stop)
+
+
+def _load(
+    name: str, request: PromptRequest, max_tokens: int, **load_options: Any
+) -> "tuple[Gemma4, Processor, PreparedPrompt]":
+    """Return model, processor, and prompt; the prompt is prepared before any weight is read."""
+    from mlx_gemma4.api import find_checkpoint, load
+    from mlx_gemma4.config import Config
+    from mlx_gemma4.memory import DEFAULT_CONTEXT
+    from mlx_gemma4.processing.processor import Processor
+
+    folder = find_checkpoint(name)
+    config = Config.from_folder(folder)
+    prepared = request.prepare(Processor.from_folder(folder, config))
+    wanted = max(DEFAULT_CONTEXT, len(prepared.inputs) + max_tokens)
+    with ProgressBar("quantizing") as progress:
+        model, processor = load(
+            folder,
+            context_tokens=min(wanted, config.text_config.max_position_embeddings),
+            progress=progress.update,
+            **load_options,
+        )
+    return model, processor, prepared

@@ -1,0 +1,160 @@
+"""Options that several commands share, and the order in which media were given."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+from mlx_gemma4.errors import OptionError
+from mlx_gemma4.messages import MEDIA_KINDS, MediaKind, MediaPart
+
+MODEL_VARIABLE = "MLX_GEMMA4_MODEL"
+_MEDIA_ORDER = "mlx_gemma4.media_order"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar=MODEL_VARIABLE,
+        metavar="NAME",
+        help="A name on the Hugging Face Hub, a folder, or demo: the small one in this package.",
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PROMPT", help="What to say; - reads it from standard input.", show_default=False
+    ),
+]
+Images = Annotated[
+    list[str] | None,
+    typer.Option("--image", metavar="FILE", help="A picture; may be repeated."),
+]
+Audio = Annotated[
+    list[str] | None,
+    typer.Option("--audio", metavar="FILE", help="A sound; may be repeated."),
+]
+Videos = Annotated[
+    list[str] | None,
+    typer.Option("--video", metavar="FILE", help="A clip; may be repeated."),
+]
+ImageTokens = Annotated[
+    Literal["70", "140", "280", "560", "1120", "auto"] | None,
+    typer.Option(
+        "--image-tokens",
+        help="Soft tokens a picture may take; auto goes by its size. Default: the checkpoint's.",
+    ),
+]
+NumFrames = Annotated[
+    int | None,
+    typer.Option(
+        "--num-frames",
+        metavar="N",
+        min=1,
+        help="Frames to show of a clip. Default: the checkpoint's.",
+    ),
+]
+VideoSound = Annotated[
+    bool, typer.Option("--video-sound", help="Let the model hear the sound of clips too.")
+]
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system prompt.")]
+Messages = Annotated[
+    str | None,
+    typer.Option(
+        "--messages",
+        metavar="FILE",
+        help="A conversation to go on with: a JSON list of messages with role and content.",
+    ),
+]
+Tools = Annotated[
+    str | None,
+    typer.Option(
+        "--tools", metavar="FILE", help="Functions the model may call: a JSON list of schemas."
+    ),
+]
+Thinking = Annotated[
+    bool, typer.Option("--thinking", help="Ask the model to think before it answers.")
+]
+Raw = Annotated[
+    bool,
+    typer.Option("--raw", help="Ignore the chat template; the prompt is continued as it is."),
+]
+Quantize = Annotated[
+    Literal["4", "8"] | None,
+    typer.Option("--quantize", help="Quantize to this many bits while loading."),
+]
+Dtype = Annotated[
+    Literal["bfloat16", "float16", "float32"] | None,
+    typer.Option(
+        "--dtype",
+        help="Of activations. Default: the checkpoint's on a GPU, float32 on a CPU.",
+    ),
+]
+ImageAttention = Annotated[
+    Literal["sliding", "all"],
+    typer.Option(
+        "--image-attention",
+        help="Layers on which the tokens of a picture see each other in both directions.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Say more, and show the traceback of an error.")
+]
+
+
+class MediaCommand(TyperCommand):
+    """A command that knows in which order pictures, sounds, and clips were named.
+
+    typer hands over one list for each option, which says nothing of the order among options.
+    """
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Return the parser, which notes the order while it parses."""
+        parser = super().make_parser(ctx)
+        parse_args = parser.parse_args
+
+        def parse_and_note(args: list[str]) -> Any:
+            values, rest, parameters = parse_args(args)
+            ctx.meta[_MEDIA_ORDER] = [p.name for p in parameters if p.name in MEDIA_KINDS]
+            return values, rest, parameters
+
+        parser.parse_args = parse_and_note
+        return parser
+
+
+def media_in_order(
+    context: typer.Context,
+    image: Sequence[str] | None,
+    audio: Sequence[str] | None,
+    video: Sequence[str] | None,
+) -> tuple[MediaPart, ...]:
+    """Return the media as parts of a message, in the order of the command line."""
+    waiting: dict[MediaKind, Iterator[str]] = {
+        "image": iter(image or ()),
+        "audio": iter(audio or ()),
+        "video": iter(video or ()),
+    }
+    return tuple(MediaPart(kind, next(waiting[kind])) for kind in context.meta[_MEDIA_ORDER])
+
+
+def parse_image_tokens(value: str | None) -> Any:
+    """Return a budget as the processor takes it."""
+    return value if value is None or value == "auto" else int(value)
+
+
+def require_model(name: str | None) -> str:
+    """Return the name of the model.
+
+    Raises:
+        OptionError: There is none.
+    """
+    if name:
+        return name
+    raise OptionError(
+        "no model was named; give --model a name on the Hugging Face Hub "
+        "(google/gemma-4-12B-it), a folder (./my-4bit), or demo (the small checkpoint in this "
+        f"package); or set {MODEL_VARIABLE} to one of them"
+    )
