@@ -151,11 +151,7 @@ _MESSAGE_KEYS = (
 
 def _parse_message(value: Any, where: str) -> Message:
     message = _as_mapping(value, where)
-    for key, item in message.items():
-        if key not in _MESSAGE_KEYS and item:
-            raise InputError(
-                f"{where}.{key} is unknown; allowed keys: {', '.join(_MESSAGE_KEYS)}; remove it"
-            )
+    _refuse_unknown(message, _MESSAGE_KEYS, where)
     role = message.get("role")
     if role == "model":  # Gemma's own word for it
         role = "assistant"
@@ -224,11 +220,13 @@ def _parse_part(value: Any, where: str) -> Part:
     part = _as_mapping(value, where)
     part_type = part.get("type")
     if part_type in _TEXT_PARTS:
+        _refuse_unknown(part, ("type", "text"), where)
         return TextPart(_as_text(part.get("text"), f"{where}.text"))
     if part_type not in _MEDIA_PARTS:
         allowed = ", ".join(("text", *_MEDIA_PARTS))
         raise InputError(f"{where}.type is {part_type!r}; allowed: {allowed}")
     kind, keys = _MEDIA_PARTS[part_type]
+    _refuse_unknown(part, ("type", *keys), where)
     given = [key for key in keys if part.get(key) is not None]
     if len(given) > 1:
         raise InputError(f"{where} names two sources ({', '.join(given)}); give one")
@@ -240,6 +238,7 @@ def _parse_part(value: Any, where: str) -> Part:
 def _parse_source(value: Any, kind: MediaKind, key: str, where: str) -> Any:
     """Return a medium's source: base64 and data: URLs become bytes, the rest stays as it is."""
     if isinstance(value, Mapping):  # OpenAI: {"url": ...} or {"data": base64, "format": ...}
+        _refuse_unknown(value, ("url", "data", "format"), where)
         if "data" in value:
             return _decode_base64(_as_text(value["data"], f"{where}.data"), f"{where}.data")
         return _parse_source(value.get("url"), kind, "url", f"{where}.url")
@@ -316,6 +315,16 @@ def _parse_tool_response(value: Any, where: str) -> ToolResponse:
         _as_optional_text(response.get("name"), f"{where}.name"),
         _as_json(response["response"], f"{where}.response"),
     )
+
+
+def _refuse_unknown(value: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
+    """Raise for a key that would be ignored; empty ones, and OpenAI's default `detail`, may be."""
+    for key, item in value.items():
+        is_empty = item is None or (isinstance(item, str | list | tuple | dict | bool) and not item)
+        if key not in allowed and not is_empty and not (key == "detail" and item == "auto"):
+            raise InputError(
+                f"{where}.{key} is unknown; allowed keys: {', '.join(allowed)}; remove it"
+            )
 
 
 def _as_mapping(value: Any, where: str) -> dict[str, Any]:

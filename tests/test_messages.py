@@ -65,6 +65,10 @@ def test_strings_and_parts_are_kept_apart() -> None:
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}},
             MediaPart("image", b"pixels"),
         ),
+        (
+            {"type": "image_url", "image_url": {"url": "a.png", "detail": "auto"}},
+            MediaPart("image", "a.png"),
+        ),
         ({"type": "image_url", "image_url": "a.png"}, MediaPart("image", "a.png")),
         (
             {"type": "input_audio", "input_audio": {"data": PIXEL, "format": "wav"}},
@@ -179,6 +183,11 @@ def test_the_place_of_a_mistake_is_named(message: Any, where: str) -> None:
     [
         ({"type": "smell"}, r"content\[0\]\.type is 'smell'; allowed: text, image"),
         ({"text": "a"}, r"content\[0\]\.type is None"),
+        ({"type": "image", "imge": "a.png"}, r"content\[0\]\.imge is unknown; allowed keys: type"),
+        (
+            {"type": "image_url", "image_url": {"url": "a", "detail": "high"}},
+            r"image_url\.detail is",
+        ),
         ({"type": "text"}, r"content\[0\]\.text is a NoneType"),
         ({"type": "image", "url": "a", "path": "b"}, r"names two sources \(url, path\)"),
         ({"type": "image", "url": "https://x.org/a.png"}, r"content\[0\]\.url is a web address"),

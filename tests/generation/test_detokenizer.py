@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prompt_cases import TEXTS
 from tiny_tokenizer import write_tiny_checkpoint
 
 from mlx_gemma4.generation.detokenizer import Detokenizer
@@ -31,6 +32,14 @@ def test_pieces_join_to_the_text(tokenizer: Tokenizer, text: str) -> None:
     pieces = stream(Detokenizer(tokenizer), tokenizer.encode(text))
     assert "".join(pieces) == text
     assert ("\ufffd" in "".join(pieces)) == ("\ufffd" in text)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_script(tokenizer: Tokenizer, name: str) -> None:
+    pieces = stream(
+        Detokenizer(tokenizer, skip_special_tokens=False), tokenizer.encode(TEXTS[name])
+    )
+    assert "".join(pieces) == TEXTS[name]
 
 
 def test_a_character_comes_whole(tokenizer: Tokenizer) -> None:
