@@ -155,7 +155,8 @@ def to_mono(sound: SoundBlocks, name: str) -> LoadedAudio:
     num_samples, is_silent = 0, True
     parts: list[np.ndarray] = []
     for block in sound.blocks:
-        mono = block.mean(axis=1, dtype=np.float32)
+        with np.errstate(invalid="ignore"):  # infinity less infinity, which is refused below
+            mono = block.mean(axis=1, dtype=np.float32)
         if not np.isfinite(mono).all():
             first = num_samples + int(np.argmin(np.isfinite(mono)))
             raise InputError(
@@ -178,11 +179,22 @@ def to_mono(sound: SoundBlocks, name: str) -> LoadedAudio:
     return LoadedAudio(samples, name, notes)
 
 
+class _SoundBytes(io.BytesIO):
+    """Bytes in which libsndfile may seek anywhere, as the headers of damaged files tell it to."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:  # would be printed, with a traceback, from a callback in C
+            return self.tell()
+
+
 def _open(stream: Path | io.BytesIO, name: str) -> SoundBlocks:
     import soundfile
 
     try:
-        file = soundfile.SoundFile(stream)
+        whole = isinstance(stream, io.BytesIO)
+        file = soundfile.SoundFile(_SoundBytes(stream.getbuffer()) if whole else stream)
     except (soundfile.SoundFileError, TypeError):  # TypeError: .raw, which has no header
         return _open_container(stream, name)
     seconds = file.frames / file.samplerate * _announced_share(stream)
@@ -269,11 +281,14 @@ def _from_array(samples: object, sample_rate: object, name: str) -> SoundBlocks:
         )
     rows = samples.reshape(len(samples), -1) if samples.size else np.zeros((0, 1))
     rate = int(sample_rate)
-    blocks = (
-        rows[start : start + _BLOCK_SIZE].astype(np.float32) / np.float32(scale)
-        for start in range(0, len(rows), _BLOCK_SIZE)
-    )
-    return SoundBlocks(rate, rows.shape[1], len(rows) / rate, blocks)
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, len(rows), _BLOCK_SIZE):
+            with np.errstate(over="ignore"):  # becomes infinity, which `to_mono` refuses
+                block = rows[start : start + _BLOCK_SIZE].astype(np.float32)
+            yield block / np.float32(scale)
+
+    return SoundBlocks(rate, rows.shape[1], len(rows) / rate, blocks())
 
 
 def _fit_length(parts: list[np.ndarray], length: int) -> np.ndarray:

@@ -67,8 +67,9 @@ def open_container(
         stream.seek(0)  # another decoder may have been there
     # An absolute path: FFmpeg takes what stands before a colon for a protocol.
     file = stream if isinstance(stream, io.BytesIO) else str(stream.absolute())
-    try:
-        with av.open(file, mode="r", options={"format_whitelist": _FORMATS}) as container:
+    options = {"format_whitelist": _FORMATS}
+    try:  # titles and artists are not read, so they may be in any encoding
+        with av.open(file, mode="r", options=options, metadata_errors="replace") as container:
             yield container
     except FFmpegError as error:
         raise InputError(

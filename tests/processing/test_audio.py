@@ -1,5 +1,6 @@
 """Any sound becomes 16 kHz mono in frames of 640; whatever is no sound becomes a message."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -199,6 +200,8 @@ def broken(path: Path) -> dict[str, tuple[object, str]]:
         "empty array": (np.zeros(0, np.float32), "sound is empty (0 samples)"),
         "nan": (encode(nan, 16_000, subtype="FLOAT"), "the first at 0.100 s"),
         "infinite": (infinite, "not numbers (the first at 0.000 s)"),
+        "infinities": (np.array([[math.inf, -math.inf]]), "not numbers (the first at 0.000 s)"),
+        "beyond float32": (np.array([0.0, 1e300]), "not numbers (the first at 0.000 s)"),
         "header only": (encode(tone(), 16_000)[:20], "is not a sound that can be read"),
         "damaged": (bytes(flac), "sound is damaged"),
         "missing": (path / "nowhere.wav", "no such file"),
@@ -246,6 +249,24 @@ def test_a_file_cut_off_is_noted() -> None:
     # A wav that was written to a pipe has no size in its header, and lacks nothing.
     piped = whole[:4] + b"\xff\xff\xff\xff" + whole[8:40] + b"\xff\xff\xff\xff" + whole[44:]
     assert process_audio(piped).notes == ()
+
+
+def test_titles_may_be_in_any_encoding(data_folder: Path) -> None:
+    pytest.importorskip("av")
+    whole = (data_folder / "note.m4a").read_bytes()
+    assert b"isomiso2" in whole
+    assert process_audio(whole.replace(b"isomiso2", b"iso\xe4iso2")).seconds > 0.9
+
+
+def test_damaged_headers_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """A callback from C cannot raise: Python would print its traceback."""
+    whole = encode(tone(), 16_000, "AIFF")
+    for position in range(4, 64):
+        for value in (0x80, 0xFF):
+            damaged = whole[:position] + bytes([value]) + whole[position + 1 :]
+            with contextlib.suppress(InputError):
+                process_audio(damaged)
+    assert capfd.readouterr().err == ""
 
 
 def test_every_cut_of_a_file_is_an_error_or_a_sound(data_folder: Path) -> None:
