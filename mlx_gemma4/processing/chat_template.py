@@ -4,9 +4,7 @@ A template is a program that comes with a checkpoint, so it runs in jinja2's san
 JSON values only, and may write no more than `MAX_CHARACTERS`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +14,12 @@ from mlx_gemma4.messages import Message, Part, TextPart
 from mlx_gemma4.processing.json_file import read_json
 
 if TYPE_CHECKING:  # jinja2 takes 30 ms to import, and base models need no template
-    from jinja2 import Environment, Template
+    from jinja2 import Template
 
 MAX_CHARACTERS = 1 << 24
 """Characters that a rendered prompt may have: 64 for each of the model's 262144 positions."""
 
 _MAX_TEMPLATE_BYTES = 1 << 20
-_MAX_REPEATED = 1 << 20  # length of what `"a" * n` may make inside a template
-_MAX_EXPONENT = 64  # of `2 ** n`, likewise
 
 
 class ChatTemplate:
@@ -134,10 +130,12 @@ class ChatTemplate:
     def _template(self) -> "Template":
         from jinja2 import TemplateSyntaxError
 
+        from mlx_gemma4.processing.template_sandbox import make_environment
+
         if len(self.source) > _MAX_TEMPLATE_BYTES:
             raise CheckpointError(f"{self.name} is longer than {_MAX_TEMPLATE_BYTES} characters")
         try:
-            return _make_environment().from_string(self.source)
+            return make_environment().from_string(self.source)
         except TemplateSyntaxError as error:
             raise CheckpointError(
                 f"{self.name} is broken at line {error.lineno}: {error}; fetch it again"
@@ -182,92 +180,3 @@ def _as_template_part(part: Part) -> dict[str, str]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     return {"type": part.kind}
-
-
-def _make_environment() -> "Environment":
-    """Return jinja2's sandbox with the settings and functions that chat templates rely on.
-
-    Source: transformers, chat_template_utils._cached_compile_jinja_template.
-    """
-    from jinja2 import TemplateError, nodes
-    from jinja2.exceptions import SecurityError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
-
-    class GenerationTag(Extension):
-        """{% generation %} marks the assistant's words for training; here it changes nothing."""
-
-        tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
-
-        def parse(self, parser: Any) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
-
-    class TemplateNamespace(Namespace):
-        """A namespace that holds no name with which the sandbox could be left."""
-
-        def __init__(*args: Any, **kwargs: Any) -> None:
-            self, *rest = args
-            Namespace.__init__(self)
-            for name, value in dict(*rest, **kwargs).items():
-                self[name] = value
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            if str(name).startswith("_"):
-                raise SecurityError(f"a namespace may not hold {name!r}")
-            Namespace.__setitem__(self, name, value)
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**"))
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            # A tiny template must not be able to fill the memory.
-            left_size, right_size = (
-                len(x) if isinstance(x, str | list | tuple) else x for x in (left, right)
-            )
-            is_repeated = isinstance(left, str | list | tuple) or isinstance(
-                right, str | list | tuple
-            )
-            is_huge = (
-                right_size > _MAX_EXPONENT
-                if operator == "**"
-                else is_repeated and left_size * right_size > _MAX_REPEATED
-            )
-            if is_huge:
-                raise SecurityError(f"{operator} would make something huge")
-            return super().call_binop(context, operator, left, right)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def strftime_now(layout: str) -> str:
-        return datetime.now().strftime(layout)
-
-    def to_json(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    environment = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = to_json  # jinja2's own escapes <, >, & for HTML
-    environment.globals.update(
-        raise_exception=raise_exception,
-        strftime_now=strftime_now,
-        dict=dict,
-        namespace=TemplateNamespace,
-    )
-    return environment
