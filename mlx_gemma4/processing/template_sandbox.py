@@ -7,7 +7,7 @@ Source: transformers, chat_template_utils._cached_compile_jinja_template.
 
 import json
 from datetime import datetime
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.exceptions import SecurityError
@@ -58,7 +58,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 class GenerationTag(Extension):
     """{% generation %} marks the assistant's words for training; here it changes nothing."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
 
     def parse(self, parser: Any) -> nodes.Node:
         """Return the block's body."""
