@@ -6,19 +6,20 @@ import typer
 
 from mlx_gemma4 import __version__
 from mlx_gemma4.cli import demo, generate, inspect
-from mlx_gemma4.cli.options import MediaCommand
+from mlx_gemma4.cli.commands import Command, Group
 
 # Help in plain text: rendering it with rich takes longer than everything else that --help does.
 app = typer.Typer(
     name="mlx-gemma4",
+    cls=Group,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command(cls=MediaCommand)(generate.generate)
-app.command(cls=MediaCommand)(inspect.inspect)
-app.command()(demo.demo)
+app.command(cls=Command)(generate.generate)
+app.command(cls=Command)(inspect.inspect)
+app.command(cls=Command)(demo.demo)
 
 
 def _show_version(is_wanted: bool) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from mlx_gemma4.cli import options
 from mlx_gemma4.cli.answer import Answer
+from mlx_gemma4.cli.commands import media_in_order
 from mlx_gemma4.cli.media import describe_media
 from mlx_gemma4.cli.prompt import PromptRequest
 from mlx_gemma4.cli.terminal import ProgressBar, say
@@ -102,7 +103,7 @@ def generate(
     name = options.require_model(model)
     request = PromptRequest.read(
         prompt,
-        options.media_in_order(context, image, audio, video),
+        media_in_order(context, image, audio, video),
         system=system,
         messages=messages,
         tools=tools,

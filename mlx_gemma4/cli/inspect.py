@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mlx_gemma4.cli import options
+from mlx_gemma4.cli.commands import media_in_order
 from mlx_gemma4.cli.media import describe_media, describe_medium
 from mlx_gemma4.cli.prompt import PromptRequest
 from mlx_gemma4.cli.terminal import say
@@ -49,7 +50,7 @@ def inspect(
     """
     name = options.require_model(model)
     request = None
-    media = options.media_in_order(context, image, audio, video)
+    media = media_in_order(context, image, audio, video)
     if prompt is not None or media or messages is not None:
         request = PromptRequest.read(
             prompt,

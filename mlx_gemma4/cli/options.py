@@ -1,16 +1,12 @@
-"""Options that several commands share, and the order in which media were given."""
+"""Options that several commands share."""
 
-from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
 
 from mlx_gemma4.errors import OptionError
-from mlx_gemma4.messages import MEDIA_KINDS, MediaKind, MediaPart
 
 MODEL_VARIABLE = "MLX_GEMMA4_MODEL"
-_MEDIA_ORDER = "mlx_gemma4.media_order"
 
 Model = Annotated[
     str | None,
@@ -103,41 +99,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="Say more, and show the traceback of an error.")
 ]
-
-
-class MediaCommand(TyperCommand):
-    """A command that knows in which order pictures, sounds, and clips were named.
-
-    typer hands over one list for each option, which says nothing of the order among options.
-    """
-
-    def make_parser(self, ctx: Any) -> Any:
-        """Return the parser, which notes the order while it parses."""
-        parser = super().make_parser(ctx)
-        parse_args = parser.parse_args
-
-        def parse_and_note(args: list[str]) -> Any:
-            values, rest, parameters = parse_args(args)
-            ctx.meta[_MEDIA_ORDER] = [p.name for p in parameters if p.name in MEDIA_KINDS]
-            return values, rest, parameters
-
-        parser.parse_args = parse_and_note
-        return parser
-
-
-def media_in_order(
-    context: typer.Context,
-    image: Sequence[str] | None,
-    audio: Sequence[str] | None,
-    video: Sequence[str] | None,
-) -> tuple[MediaPart, ...]:
-    """Return the media as parts of a message, in the order of the command line."""
-    waiting: dict[MediaKind, Iterator[str]] = {
-        "image": iter(image or ()),
-        "audio": iter(audio or ()),
-        "video": iter(video or ()),
-    }
-    return tuple(MediaPart(kind, next(waiting[kind])) for kind in context.meta[_MEDIA_ORDER])
 
 
 def parse_image_tokens(value: str | None) -> Any:
