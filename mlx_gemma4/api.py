@@ -278,12 +278,14 @@ def _check_limits(
     checkpoint: Checkpoint, item_bytes: int, quantize: int | None, context_tokens: int
 ) -> None:
     """Refuse a checkpoint that does not fit into this machine's memory."""
-    smaller = {}
+    smaller: dict[str, int] = {}
     if not checkpoint.quantization and quantize is None:
-        smaller = {
+        smaller |= {
             f"--quantize {bits}": checkpoint.memory_bytes(item_bytes, bits)
             for bits in QUANTIZE_BITS
         }
+    if item_bytes == 4:
+        smaller["--dtype bfloat16"] = checkpoint.memory_bytes(2, quantize)
     check_memory(
         checkpoint.config.text_config,
         checkpoint.memory_bytes(item_bytes, quantize),
