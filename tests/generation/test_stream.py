@@ -1,5 +1,7 @@
 """Tokens into an answer, with a network that says what the test wants."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scripted_model import ScriptedModel
@@ -19,7 +21,7 @@ def tokenizer(tmp_path_factory):
 
 def answer_to(tokenizer, said, prompt="<bos>hi", notes=(), **options):
     """Every response to a prompt when the network says a text."""
-    model = ScriptedModel(tokenizer.encode(said), tokenizer.vocab_size)
+    model: Any = ScriptedModel(tokenizer.encode(said), tokenizer.vocab_size)
     ids = np.array(tokenizer.encode(prompt), np.int32)
     eos = (tokenizer.token_to_id(EOS), tokenizer.token_to_id("<|tool_response>"))
     return list(
