@@ -69,10 +69,10 @@ clean:  ## remove the environments and everything built
 
 # $(1): folder.  An environment whose interpreter has gone is made anew.
 define make_venv
-	@if [ -z "$(PYTHON)" ]; then \
-		echo "no python3 of version 3.11 or newer ($$(python3 --version 2>&1)); install one, or say make PYTHON=/path/to/python3" >&2; exit 2; fi
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "$(or $(PYTHON),python3 of version 3.11 or newer) is not there; install it, or say make PYTHON=/path/to/python3" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); 3.11 or newer is needed; install one, or say make PYTHON=/path/to/python3" >&2; exit 2; }
+		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); 3.11 or newer is needed; install it, or say make PYTHON=/path/to/python3" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 	@$(1)/bin/python -c 'import pip' 2>/dev/null || { \
