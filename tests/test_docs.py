@@ -123,8 +123,10 @@ def test_architecture_has_every_module() -> None:
             listed.add(folder / match.group(1))
     package = REPOSITORY / "mlx_gemma4"
     modules = {path for path in package.rglob("*.py") if path.stat().st_size}
-    trivial = {path for path in modules if path.name == "__init__.py" and path.parent != package}
-    assert {p for p in listed if p.is_relative_to(package)} == modules - trivial
+    packages = {path for path in modules if path.name == "__init__.py"}
+    listed = {path for path in listed if path.is_relative_to(package)}
+    assert sorted(modules - packages - listed) == [], "not in the tree"
+    assert sorted(listed - modules) == [], "in the tree alone"
 
 
 def test_changelog_has_this_version() -> None:
