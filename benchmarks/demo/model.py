@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from benchmarks.demo.tasks import AUX_HEADS, FRAME, IGNORE, PATCH
 
-AUX_LAYER = 3  # the auxiliary heads read the output of this layer
+# The auxiliary heads read the output of these layers: what lies in a patch is needed one layer
+# before a question can look it up.
+AUX_LAYER_SOFT, AUX_LAYER_TEXT = 2, 3
 # Most patches and frames are empty: where a head says what lies in one, "none" counts less.
 SPARSE_HEADS = ("shape", "colour", "digit", "digit ordinal", "key", "tone ordinal")
 NONE_WEIGHT = 0.2
@@ -195,8 +197,10 @@ class DemoModel(nn.Module):
             rows = batch["target_positions"] if index == last else None
             tables, visible = (wide, causal) if layer.is_global else (local, sliding)
             x = layer(x, *tables, visible, rows)
-            if index == AUX_LAYER:
+            if index == AUX_LAYER_SOFT:
                 aux = x
+            elif index == AUX_LAYER_TEXT:
+                aux = torch.where(batch["soft"][..., None] >= 0, aux, x)
         logits = F.linear(rms_norm(x, self.norm, config.rms_norm_eps), self.embed_tokens).float()
         cap = config.final_logit_softcapping
         return cap * torch.tanh(logits / cap), self.aux(rms_norm(aux, None, config.rms_norm_eps)).float()

@@ -38,6 +38,7 @@ class Item:
     colour: str = ""
     digit: int = -1
     ordinal: int = 0
+    place: tuple[float, float] = (0.0, 0.0)  # of the centre, as shares of width and height
 
     @property
     def name(self) -> str:

@@ -54,6 +54,7 @@ class Answered:
     task: str
     question: str
     answer: str
+    named: list[tuple[str, Item]] = field(default_factory=list)  # the words for an object
 
 
 @dataclass
@@ -184,9 +185,14 @@ class Maker:
 
     def ask_scene(self, picture: Picture, size: tuple[int, int]) -> list[Answered]:
         rng, items = self.rng, picture.items
+        for item in items:
+            item.place = (item.x / size[0], item.y / size[1])
 
-        def call(item: Item) -> str:
-            return item.name if rng.random() < 0.7 else item.shape
+        def name(item: Item) -> tuple[str, Item]:
+            return (item.name if rng.random() < 0.7 else item.shape), item
+
+        def ask(task: str, wording: str, answer: str, *named: tuple[str, Item]) -> Answered:
+            return Answered(task, self.ask(wording, *(n for n, _ in named)), answer, [*named])
 
         main: list[Answered] = []
         pairs = [(a, b) for a in items for b in items if a is not b]
@@ -194,7 +200,7 @@ class Maker:
         for a, b in pairs:
             answer = relate(a, b)
             if answer:
-                main.append(Answered("relation", self.ask("relation", call(a), call(b)), answer))
+                main.append(ask("relation", "relation", answer, name(a), name(b)))
                 break
         a, b = rng.choice(pairs)
         side = rng.choice(("left of", "right of", "above", "below"))
@@ -206,12 +212,12 @@ class Maker:
         }[side]
         if abs(lead) > 18:
             yes_no = "yes" if lead > 0 else "no"
-            main.append(Answered("side, yes or no", self.ask(side, call(a), call(b)), yes_no))
-        places = [Answered("place", self.ask("place", call(i)), name_place(i, size)) for i in rng.sample(items, 2)]
+            main.append(ask("side, yes or no", side, yes_no, name(a), name(b)))
+        places = [ask("place", "place", name_place(i, size), name(i)) for i in rng.sample(items, 2)]
         item = rng.choice(items)
         details = [
-            Answered("colour of one", self.ask("colour of", item.shape), item.colour),
-            Answered("shape of one", self.ask("shape of", item.colour), item.shape),
+            ask("colour of one", "colour of", item.colour, (item.shape, item)),
+            ask("shape of one", "shape of", item.shape, (item.colour, item)),
         ]
         rest = [*main[1:], *places[1:], *details, Answered("count", self.ask("count"), str(len(items)))]
         rng.shuffle(rest)
@@ -250,8 +256,28 @@ class Maker:
                 if branch == 1:
                     raise ValueError(f"question does not fit: {len(prompt)} + {len(reply)} tokens")
                 return
-            sequence.append(prompt, branch)
+            start = sequence.append(prompt, branch)
+            for name, named in item.named:
+                self.label_name(sequence, start, item.question, name, named)
             self.add_reply(sequence, reply, branch, item.task)
+
+    def label_name(
+        self, sequence: Sequence, start: int, question: str, name: str, item: Item
+    ) -> None:
+        """Say at the last token of an object's name what and where it is: looking up is hard to find.
+
+        `start` is the index of the question's first token.
+        """
+        end = question.index(name) + len(name)
+        position = start + len(self.encode(question[:end])) - 1
+        x, y = item.place
+        for head, value in (
+            ("shape", words.SHAPES.index(item.shape) + 1),
+            ("colour", list(words.COLOURS).index(item.colour) + 1),
+            ("cell x", min(8, int(x * 9))),
+            ("cell y", min(8, int(y * 9))),
+        ):
+            sequence.labels.append((position, AUX_INDEX[head], value))
 
     def add_reply(self, sequence: Sequence, reply: list[int], branch: int, task: str) -> None:
         start = sequence.append(reply, branch)
@@ -279,7 +305,7 @@ class Maker:
         """A picture with two to five questions (in one of eight, one question that stands before it)."""
         rng = self.rng
         size = pictures.random_size(rng)
-        kind = rng.choices(("number", "single", "scene", "count"), (0.46, 0.12, 0.26, 0.16))[0]
+        kind = rng.choices(("number", "single", "scene", "count"), (0.42, 0.11, 0.31, 0.16))[0]
         if kind == "number":
             digits = "".join(rng.choices("0123456789", k=rng.choices((1, 2, 3, 4), (1, 1.2, 1.4, 1.6))[0]))
             picture = pictures.draw_number(rng, size, digits)
