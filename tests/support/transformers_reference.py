@@ -3,6 +3,7 @@
 Imports torch: used by tests marked `parity` and by the script that makes goldens.
 """
 
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -127,3 +128,41 @@ def reference_logits(
             **media_arguments(inputs),
         )
     return out.logits[0].numpy()
+
+
+def demo_reference() -> Gemma4UnifiedForConditionalGeneration:
+    """Load the demo checkpoint as transformers does, in float32; no tensor may be left over."""
+    model, found = Gemma4UnifiedForConditionalGeneration.from_pretrained(
+        str(files("mlx_gemma4.demo")),
+        dtype=torch.float32,
+        attn_implementation="eager",
+        output_loading_info=True,
+    )
+    assert not found["missing_keys"], found
+    assert not found["unexpected_keys"], found
+    assert not found["mismatched_keys"], found
+    return model.eval()
+
+
+def greedy_ids(
+    model: Gemma4UnifiedForConditionalGeneration, inputs: ModelInputs, max_tokens: int
+) -> list[int]:
+    """Return what `generate` answers greedily, the end-of-sequence token included.
+
+    A static cache makes `generate` prepare the masks of `create_masks_for_vision_model`.
+    """
+    ids = torch.from_numpy(inputs.input_ids.astype(np.int64))[None]
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=token_types(inputs),
+        do_sample=False,
+        top_k=None,
+        top_p=None,
+        temperature=None,
+        max_new_tokens=max_tokens,
+        cache_implementation="static",
+        disable_compile=True,
+        **media_arguments(inputs),
+    )
+    return out[0, ids.shape[1] :].tolist()
