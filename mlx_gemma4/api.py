@@ -307,7 +307,8 @@ def find_checkpoint(name: str | Path) -> Path:
         return Path(__file__).with_name(DEMO)
     folder = Path(text).expanduser()
     try:
-        is_folder, exists = folder.is_dir(), folder.exists()
+        # The empty name would be the current folder.
+        is_folder, exists = bool(text) and folder.is_dir(), bool(text) and folder.exists()
     except (OSError, ValueError):  # a name that no file can have
         is_folder = exists = False
     if is_folder:
