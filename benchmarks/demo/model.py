@@ -16,7 +16,7 @@ from benchmarks.demo.tasks import AUX_HEADS, FRAME, IGNORE, PATCH
 # before a question can look it up.
 AUX_LAYER_SOFT, AUX_LAYER_TEXT = 2, 3
 # Most patches and frames are empty: where a head says what lies in one, "none" counts less.
-SPARSE_HEADS = ("shape", "colour", "digit", "digit ordinal", "key", "tone ordinal")
+SPARSE_HEADS = ("shape", "colour", "digit", "digit ordinal", "key", "ordinal")
 NONE_WEIGHT = 0.2
 
 

@@ -36,7 +36,7 @@ AUX_HEADS = {
     "cell x": 9,
     "cell y": 9,
     "key": 13,
-    "tone ordinal": 7,
+    "ordinal": 7,  # of the tone in a frame; in a patch, 1 where the centre of an object lies
     "pitch": 16,
     "direction": 10,
 }
@@ -113,7 +113,8 @@ def label_patches(items: list[Item], size: tuple[int, int], grid: tuple[int, int
     y, x = np.divmod(np.arange(rows * columns), columns)
     x, y = (x + 0.5) * cell_width, (y + 0.5) * cell_height
     nearest = np.full(rows * columns, 1e9)
-    labels = {name: np.zeros(rows * columns, int) for name in ("shape", "colour", "digit", "digit ordinal")}
+    names = ("shape", "colour", "digit", "digit ordinal", "ordinal")
+    labels = {name: np.zeros(rows * columns, int) for name in names}
     for item in items:
         dx, dy = np.abs(x - item.x), np.abs(y - item.y)
         inside = (dx < item.half_width + cell_width * 0.4) & (dy < item.half_height + cell_height * 0.4)
@@ -121,6 +122,8 @@ def label_patches(items: list[Item], size: tuple[int, int], grid: tuple[int, int
         mine = inside & (distance < nearest)
         nearest = np.where(mine, distance, nearest)
         if item.shape:
+            column, row = int(item.x / cell_width), int(item.y / cell_height)
+            labels["ordinal"][row * columns + column] = 1
             labels["shape"][mine] = words.SHAPES.index(item.shape) + 1
             labels["colour"][mine] = list(words.COLOURS).index(item.colour) + 1
         if item.digit >= 0:
@@ -380,7 +383,7 @@ class Maker:
         opening = "<bos><|turn>user\n" + (asked[0].question if text_first else "") + "<|audio>"
         sequence.append(self.encode(opening))
         start = sequence.append([self.audio_id] * num_frames, soft_from=0)
-        for name, head in (("key", AUX_INDEX["key"]), ("tone ordinal", AUX_INDEX["tone ordinal"])):
+        for name, head in (("key", AUX_INDEX["key"]), ("ordinal", AUX_INDEX["ordinal"])):
             if name == "key" and melody:
                 continue
             labels = np.zeros(num_frames, int)

@@ -35,7 +35,7 @@ GROUPS = {
 }
 # Share of the loss, and in which steps the group takes part (every n-th).
 LOSS_SHARE = {"picture": 0.45, "sound": 0.2, "text": 0.25, "tools": 0.1, "clip": 0.2, "long clip": 0.2}
-EVERY = {"picture": 1, "sound": 1, "text": 1, "tools": 2, "clip": 2, "long clip": 4}
+EVERY = {"picture": 1, "sound": 2, "text": 1, "tools": 4, "clip": 2, "long clip": 4}
 AUX_WEIGHT = 0.15  # of the sum over heads
 DECAY_SHARE = 0.38  # the last part of the time, in which the rates fall to zero
 WARMUP_STEPS = 50
