@@ -69,7 +69,9 @@ def ask_single(
     def make(rng: random.Random) -> Asked:
         picture = pictures.draw_single(rng, SIZE, radius)
         item = picture.items[0]
-        answer = {"shape": item.shape, "colour": item.colour, "shape and colour": item.name}[question]
+        answer = {"shape": item.shape, "colour": item.colour, "shape and colour": item.name}[
+            question
+        ]
         if spoil:
             picture = spoil(rng, picture)
         return about(picture, Answered(question, ask(rng, question), answer))
@@ -89,7 +91,9 @@ def ask_place(count: int) -> Callable[[random.Random], Asked]:
     def make(rng: random.Random) -> Asked:
         picture = pictures.draw_scene(rng, SIZE, count)
         item = picture.items[0]
-        return about(picture, Answered("place", ask(rng, "place", item.name), name_place(item, SIZE)))
+        return about(
+            picture, Answered("place", ask(rng, "place", item.name), name_place(item, SIZE))
+        )
 
     return make
 
@@ -321,7 +325,9 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="a checkpoint folder, or the bundled one")
     parser.add_argument("--samples", type=int, default=200, help="of each row")
     parser.add_argument("--output", type=Path, default=Path("build/demo/accuracy.json"))
-    parser.add_argument("--card", action="store_true", help="write the table into the model's README.md")
+    parser.add_argument(
+        "--card", action="store_true", help="write the table into the model's README.md"
+    )
     parser.add_argument("--only", default="", help="groups to measure, comma-separated")
     options = parser.parse_args()
     model, processor = load(options.model)

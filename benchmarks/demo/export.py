@@ -115,7 +115,9 @@ def config_json(config: DemoConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "hidden_size_per_layer_input": 0,
         "initializer_range": 0.02,
         "intermediate_size": config.intermediate_size,
-        "layer_types": ["full_attention" if config.is_global(k) else "sliding_attention" for k in layers],
+        "layer_types": [
+            "full_attention" if config.is_global(k) else "sliding_attention" for k in layers
+        ],
         "max_position_embeddings": 8192,
         "model_type": "gemma4_unified_text",
         "moe_intermediate_size": None,
@@ -287,6 +289,7 @@ def write_checkpoint(model: DemoModel, output: Path) -> None:
     shutil.copyfile(TEMPLATE, output / "chat_template.jinja")
     part = output / "model.safetensors.part"
     save_file(google_tensors(model), part, metadata={"format": "pt"})
+    part.chmod(0o644)  # save_file makes it private
     part.replace(output / "model.safetensors")
 
 
@@ -303,7 +306,10 @@ def transformers_logits(reference: Any, sequence: Sequence, config: DemoConfig) 
         name: torch.where(mask, 0.0, torch.finfo(torch.float32).min)[None, None]
         for name, mask in (("full_attention", causal), ("sliding_attention", sliding))
     }
-    inputs: dict[str, Any] = {"input_ids": torch.tensor(sequence.ids)[None], "attention_mask": masks}
+    inputs: dict[str, Any] = {
+        "input_ids": torch.tensor(sequence.ids)[None],
+        "attention_mask": masks,
+    }
     if sequence.patches:
         patches = torch.from_numpy(np.stack(sequence.patches)).float() / 255
         positions_xy = torch.from_numpy(np.stack(sequence.patch_positions))
@@ -360,7 +366,9 @@ def check_checkpoint(output: Path, model: DemoModel) -> float:
             rows = [position for position, _, _ in sequence.targets]
             worst = max(worst, float((logits[0] - wanted[rows]).abs().max()))
     if worst > LOGIT_TOLERANCE:
-        raise SystemExit(f"logits differ from transformers' by {worst:.2g}; at most {LOGIT_TOLERANCE} is rounding")
+        raise SystemExit(
+            f"logits differ from transformers' by {worst:.2g}; at most {LOGIT_TOLERANCE} is rounding"
+        )
     return worst
 
 
@@ -384,7 +392,9 @@ def first_branch(sequence: Sequence) -> Sequence:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--state", type=Path, default=Path("build/demo/state.pt"))
     parser.add_argument("--output", type=Path, default=Path("mlx_gemma4/demo"))
     parser.add_argument("--check", action="store_true", help="compare with transformers' class")
@@ -392,9 +402,13 @@ def main() -> None:
     model, progress = load_model(options.state)
     write_checkpoint(model, options.output)
     size = sum(f.stat().st_size for f in options.output.rglob("*") if f.is_file())
-    print(f"{options.output}: step {progress['step']}, {progress['seconds'] / 60:.0f} minutes, {size / 1e6:.1f} MB")
+    print(
+        f"{options.output}: step {progress['step']}, {progress['seconds'] / 60:.0f} minutes, {size / 1e6:.1f} MB"
+    )
     if options.check:
-        print(f"transformers agrees: largest logit difference {check_checkpoint(options.output, model):.2g}")
+        print(
+            f"transformers agrees: largest logit difference {check_checkpoint(options.output, model):.2g}"
+        )
 
 
 if __name__ == "__main__":

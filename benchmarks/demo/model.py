@@ -109,7 +109,10 @@ class Layer(nn.Module):
             x = x.gather(1, rows[..., None].expand(-1, -1, D))
             normed = normed.gather(1, rows[..., None].expand(-1, -1, D))
             visible = visible.gather(1, rows[..., None].expand(-1, -1, L))
-            cos, sin = (t.gather(1, rows[..., None, None].expand(-1, -1, 1, t.shape[-1])) for t in (cos, sin))
+            cos, sin = (
+                t.gather(1, rows[..., None, None].expand(-1, -1, 1, t.shape[-1]))
+                for t in (cos, sin)
+            )
         R = x.shape[1]
         q = rms_norm(self.q_proj(normed).view(B, R, H, self.Dh), self.q_norm, eps)
         q = rotate(q, cos, sin).reshape(B, R * H, self.Dh)
@@ -121,7 +124,10 @@ class Layer(nn.Module):
         mixed = torch.bmm(weights.to(dtype), v.to(dtype)).view(B, R, H * self.Dh)
         x = x + rms_norm(self.o_proj(mixed), self.post_attention_layernorm, eps)
         normed = rms_norm(x, self.pre_feedforward_layernorm, eps)
-        hidden = F.gelu(self.gate_proj(normed).float(), approximate="tanh") * self.up_proj(normed).float()
+        hidden = (
+            F.gelu(self.gate_proj(normed).float(), approximate="tanh")
+            * self.up_proj(normed).float()
+        )
         return x + rms_norm(self.down_proj(hidden), self.post_feedforward_layernorm, eps)
 
 
@@ -154,7 +160,9 @@ class DemoModel(nn.Module):
         pixels = patches.float() / 255
         pixels = pixels - pixels.mean(-1, keepdim=True)
         pixels = pixels * torch.rsqrt(pixels.pow(2).mean(-1, keepdim=True) + 1e-5)
-        hidden = self.patch_ln2(self.patch_dense(pixels.bfloat16() if self.training else pixels).float())
+        hidden = self.patch_ln2(
+            self.patch_dense(pixels.bfloat16() if self.training else pixels).float()
+        )
         x, y = patch_positions.unbind(-1)
         hidden = self.pos_norm(hidden + self.pos_embedding[x, 0] + self.pos_embedding[y, 1])
         return self.vision_projection(rms_norm(hidden, None, self.config.rms_norm_eps))
@@ -203,12 +211,12 @@ class DemoModel(nn.Module):
                 aux = torch.where(batch["soft"][..., None] >= 0, aux, x)
         logits = F.linear(rms_norm(x, self.norm, config.rms_norm_eps), self.embed_tokens).float()
         cap = config.final_logit_softcapping
-        return cap * torch.tanh(logits / cap), self.aux(rms_norm(aux, None, config.rms_norm_eps)).float()
+        return cap * torch.tanh(logits / cap), self.aux(
+            rms_norm(aux, None, config.rms_norm_eps)
+        ).float()
 
 
-def losses(
-    logits: Tensor, aux: Tensor, batch: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def losses(logits: Tensor, aux: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Answer loss and auxiliary loss (both means) and, [B, K], whether each target token is right."""
     targets = batch["target_ids"]
     answer = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)

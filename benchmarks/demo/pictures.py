@@ -89,7 +89,9 @@ def draw_shape(draw: ImageDraw.ImageDraw, item: Item, scale: float) -> None:
         draw.polygon(points, fill=fill)
 
 
-def paint(size: tuple[int, int], items: list[Item], background: tuple[int, int, int], sharp: bool) -> np.ndarray:
+def paint(
+    size: tuple[int, int], items: list[Item], background: tuple[int, int, int], sharp: bool
+) -> np.ndarray:
     """Return the pixels of shapes on a plain background; `sharp` keeps twice the size."""
     width, height = size
     image = Image.new("RGB", (width * OVERSAMPLING, height * OVERSAMPLING), background)
@@ -109,11 +111,15 @@ def random_item(rng: random.Random, x: float, y: float, radius: float) -> Item:
     return Item(x, y, radius, radius, rng.choice(SHAPES), rng.choice(list(COLOURS)))
 
 
-def draw_single(rng: random.Random, size: tuple[int, int], radius: tuple[float, float] = (16, 46)) -> Picture:
+def draw_single(
+    rng: random.Random, size: tuple[int, int], radius: tuple[float, float] = (16, 46)
+) -> Picture:
     """One object anywhere, radius in pixels."""
     width, height = size
     r = rng.uniform(*radius)
-    item = random_item(rng, rng.uniform(r + 3, width - r - 3), rng.uniform(r + 3, height - r - 3), r)
+    item = random_item(
+        rng, rng.uniform(r + 3, width - r - 3), rng.uniform(r + 3, height - r - 3), r
+    )
     pixels = paint(size, [item], rng.choice(BACKGROUNDS), sharp=False)
     return Picture(pixels, [item], "large" if r >= 28 else "small")
 
@@ -134,10 +140,14 @@ def draw_scene(rng: random.Random, size: tuple[int, int], count: int) -> Picture
         x = min(max(x, r + 2), width - r - 2)
         y = min(max(y, r + 2), height - r - 2)
         items.append(Item(x, y, r, r, shape, colour))
-    return Picture(paint(size, items, rng.choice(BACKGROUNDS), sharp=False), items, f"{count} objects")
+    return Picture(
+        paint(size, items, rng.choice(BACKGROUNDS), sharp=False), items, f"{count} objects"
+    )
 
 
-def draw_count(rng: random.Random, size: tuple[int, int], count: int, radius: tuple[float, float] = (9, 18)) -> Picture:
+def draw_count(
+    rng: random.Random, size: tuple[int, int], count: int, radius: tuple[float, float] = (9, 18)
+) -> Picture:
     """`count` objects of one radius that do not touch; half of the pictures have one kind only."""
     width, height = size
     r = rng.uniform(*radius)

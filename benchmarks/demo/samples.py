@@ -25,7 +25,9 @@ MAX_TRIES = 20
 
 
 def clip_bytes(
-    frames: list[np.ndarray], frames_per_second: int = FRAMES_PER_SECOND, container: str = "matroska"
+    frames: list[np.ndarray],
+    frames_per_second: int = FRAMES_PER_SECOND,
+    container: str = "matroska",
 ) -> bytes:
     """Return frames [H, W, 3] uint8 as a video file without loss."""
     buffer = io.BytesIO()

@@ -49,7 +49,9 @@ def shape_ends(wave: np.ndarray) -> np.ndarray:
     return wave
 
 
-def assemble(rng: random.Random, pieces: list[tuple[Tone, np.ndarray]], length: int) -> tuple[np.ndarray, list[Tone]]:
+def assemble(
+    rng: random.Random, pieces: list[tuple[Tone, np.ndarray]], length: int
+) -> tuple[np.ndarray, list[Tone]]:
     samples = np.zeros(length)
     for tone, wave in pieces:
         samples[tone.start : tone.end] += wave

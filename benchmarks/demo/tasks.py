@@ -73,7 +73,9 @@ class Sequence:
     patch_positions: list[np.ndarray] = field(default_factory=list)
     frames: np.ndarray | None = None
 
-    def append(self, ids: list[int], branch: int = 0, soft_from: int | None = None, block: int = -1) -> int:
+    def append(
+        self, ids: list[int], branch: int = 0, soft_from: int | None = None, block: int = -1
+    ) -> int:
         """Append tokens to the prefix (branch 0) or to a branch; returns the first one's index."""
         start = len(self.ids)
         same = [p for p, b in zip(self.positions, self.branches, strict=True) if b in (0, branch)]
@@ -82,7 +84,9 @@ class Sequence:
         self.positions += range(position, position + len(ids))
         self.branches += [branch] * len(ids)
         self.blocks += [block] * len(ids)
-        self.soft += [-1] * len(ids) if soft_from is None else list(range(soft_from, soft_from + len(ids)))
+        self.soft += (
+            [-1] * len(ids) if soft_from is None else list(range(soft_from, soft_from + len(ids)))
+        )
         return start
 
 
@@ -99,14 +103,22 @@ def cut_patches(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, 
     """Return patches [P, 6912] uint8, positions [P, 2] (x, y) and the grid, as the processor makes them."""
     height, width = pixels.shape[:2]
     new_width, new_height = fit_size(width, height)
-    resized = np.asarray(Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BICUBIC))
+    resized = np.asarray(
+        Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BICUBIC)
+    )
     columns, rows = new_width // PATCH, new_height // PATCH
-    patches = resized.reshape(rows, PATCH, columns, PATCH, 3).transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)
+    patches = (
+        resized.reshape(rows, PATCH, columns, PATCH, 3)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(rows * columns, -1)
+    )
     y, x = np.divmod(np.arange(rows * columns), columns)
     return patches, np.stack([x, y], axis=1), (columns, rows)
 
 
-def label_patches(items: list[Item], size: tuple[int, int], grid: tuple[int, int]) -> dict[str, np.ndarray]:
+def label_patches(
+    items: list[Item], size: tuple[int, int], grid: tuple[int, int]
+) -> dict[str, np.ndarray]:
     """Return per patch what lies in it: shape, colour, digit, digit ordinal (0 where nothing)."""
     columns, rows = grid
     cell_width, cell_height = size[0] / columns, size[1] / rows
@@ -117,7 +129,9 @@ def label_patches(items: list[Item], size: tuple[int, int], grid: tuple[int, int
     labels = {name: np.zeros(rows * columns, int) for name in names}
     for item in items:
         dx, dy = np.abs(x - item.x), np.abs(y - item.y)
-        inside = (dx < item.half_width + cell_width * 0.4) & (dy < item.half_height + cell_height * 0.4)
+        inside = (dx < item.half_width + cell_width * 0.4) & (
+            dy < item.half_height + cell_height * 0.4
+        )
         distance = dx**2 + dy**2
         mine = inside & (distance < nearest)
         nearest = np.where(mine, distance, nearest)
@@ -222,7 +236,12 @@ class Maker:
             ask("colour of one", "colour of", item.colour, (item.shape, item)),
             ask("shape of one", "shape of", item.shape, (item.colour, item)),
         ]
-        rest = [*main[1:], *places[1:], *details, Answered("count", self.ask("count"), str(len(items)))]
+        rest = [
+            *main[1:],
+            *places[1:],
+            *details,
+            Answered("count", self.ask("count"), str(len(items))),
+        ]
         rng.shuffle(rest)
         first = [places[0], *main[:1]]
         rng.shuffle(first)
@@ -250,7 +269,9 @@ class Maker:
 
     # Sequences.
 
-    def add_branches(self, sequence: Sequence, asked: list[Answered], tail: str, room: int, most: int) -> None:
+    def add_branches(
+        self, sequence: Sequence, asked: list[Answered], tail: str, room: int, most: int
+    ) -> None:
         """Append each question with its answer as a branch, as many as fit into `room` positions."""
         for branch, item in enumerate(asked[:most], start=1):
             prompt = self.encode(item.question + tail)
@@ -284,15 +305,21 @@ class Maker:
 
     def add_reply(self, sequence: Sequence, reply: list[int], branch: int, task: str) -> None:
         start = sequence.append(reply, branch)
-        sequence.targets += [(start - 1 + k, token, len(sequence.tasks)) for k, token in enumerate(reply)]
+        sequence.targets += [
+            (start - 1 + k, token, len(sequence.tasks)) for k, token in enumerate(reply)
+        ]
         sequence.tasks.append(task)
 
-    def add_picture(self, sequence: Sequence, pixels: np.ndarray, items: list[Item], token_id: int) -> int:
+    def add_picture(
+        self, sequence: Sequence, pixels: np.ndarray, items: list[Item], token_id: int
+    ) -> int:
         """Append one picture or frame with its labels; returns the index of its end token."""
         patches, patch_positions, grid = cut_patches(pixels)
         size = (pixels.shape[1], pixels.shape[0])
         soft_from = sum(len(p) for p in sequence.patches)
-        start = sequence.append([token_id] * len(patches), soft_from=soft_from, block=len(sequence.patches))
+        start = sequence.append(
+            [token_id] * len(patches), soft_from=soft_from, block=len(sequence.patches)
+        )
         sequence.patches.append(patches)
         sequence.patch_positions.append(patch_positions)
         for name, values in label_patches(items, size, grid).items():
@@ -300,8 +327,12 @@ class Maker:
             sequence.labels += [(start + k, head, int(v)) for k, v in enumerate(values)]
         end = sequence.append(self.encode("<image|>"))
         if len(items) == 1 and items[0].shape:
-            sequence.labels.append((end, AUX_INDEX["cell x"], min(8, int(items[0].x / size[0] * 9))))
-            sequence.labels.append((end, AUX_INDEX["cell y"], min(8, int(items[0].y / size[1] * 9))))
+            sequence.labels.append(
+                (end, AUX_INDEX["cell x"], min(8, int(items[0].x / size[0] * 9)))
+            )
+            sequence.labels.append(
+                (end, AUX_INDEX["cell y"], min(8, int(items[0].y / size[1] * 9)))
+            )
         return end
 
     def make_picture(self, room: int) -> Sequence:
@@ -310,7 +341,9 @@ class Maker:
         size = pictures.random_size(rng)
         kind = rng.choices(("number", "single", "scene", "count"), (0.42, 0.11, 0.31, 0.16))[0]
         if kind == "number":
-            digits = "".join(rng.choices("0123456789", k=rng.choices((1, 2, 3, 4), (1, 1.2, 1.4, 1.6))[0]))
+            digits = "".join(
+                rng.choices("0123456789", k=rng.choices((1, 2, 3, 4), (1, 1.2, 1.4, 1.6))[0])
+            )
             picture = pictures.draw_number(rng, size, digits)
             asked = self.ask_number(picture)
         elif kind == "single":
@@ -326,7 +359,9 @@ class Maker:
         sequence = Sequence()
         text_first = rng.random() < 0.125
         opening = "<bos><|turn>user\n"
-        sequence.append(self.encode(opening + (asked[0].question if text_first else "") + "<|image>"))
+        sequence.append(
+            self.encode(opening + (asked[0].question if text_first else "") + "<|image>")
+        )
         end = self.add_picture(sequence, picture.pixels, picture.items, self.image_id)
         if kind == "number":
             for k in range(4):
@@ -351,7 +386,9 @@ class Maker:
         clip = clips.draw_clip(rng, num_frames)
         sequence = Sequence()
         opening = "<bos><|turn>user\n"
-        for k, (frame, time_s, item) in enumerate(zip(clip.frames, clip.times_s, clip.items, strict=True)):
+        for k, (frame, time_s, item) in enumerate(
+            zip(clip.frames, clip.times_s, clip.items, strict=True)
+        ):
             stamp = f"{int(time_s // 60):02d}:{int(time_s % 60):02d} <|image>"
             sequence.append(self.encode((opening if k == 0 else " ") + stamp))
             end = self.add_picture(sequence, frame, [item], self.video_id)
@@ -388,13 +425,18 @@ class Maker:
                 continue
             labels = np.zeros(num_frames, int)
             for ordinal, tone in enumerate(sound.tones, start=1):
-                first, last = (tone.start + FRAME // 2) // FRAME, max(1, (tone.end + FRAME // 2) // FRAME)
+                first, last = (
+                    (tone.start + FRAME // 2) // FRAME,
+                    max(1, (tone.end + FRAME // 2) // FRAME),
+                )
                 labels[first:last] = words.KEYS.index(tone.key) + 1 if name == "key" else ordinal
             sequence.labels += [(start + k, head, int(v)) for k, v in enumerate(labels)]
         if melody:
             for tone in sound.tones:
                 pitch = min(15, max(0, int(np.log2(tone.pitch_hz / 220) * 12 / 2.5)))
-                for k in range((tone.start + FRAME // 2) // FRAME, (tone.end + FRAME // 2) // FRAME):
+                for k in range(
+                    (tone.start + FRAME // 2) // FRAME, (tone.end + FRAME // 2) // FRAME
+                ):
                     if k < num_frames:
                         sequence.labels.append((start + k, AUX_INDEX["pitch"], pitch))
         end = sequence.append(self.encode("<audio|>"))
@@ -447,7 +489,10 @@ def render_text(item: text.TextTask, thinking: bool) -> str:
     if item.call:
         tool, city = item.call
         response = item.response if isinstance(item.response, dict) else {"value": item.response}
-        parts = (f"{k}:" + (f'<|"|>{v}<|"|>' if isinstance(v, str) else str(v)) for k, v in sorted(response.items()))
+        parts = (
+            f"{k}:" + (f'<|"|>{v}<|"|>' if isinstance(v, str) else str(v))
+            for k, v in sorted(response.items())
+        )
         prompt += f'<|tool_call>call:{tool}{{city:<|"|>{city}<|"|>}}<tool_call|>'
         return prompt + f"<|tool_response>response:{tool}{{{','.join(parts)}}}<tool_response|>"
     return prompt if thinking else prompt + EMPTY_THOUGHT
@@ -464,7 +509,9 @@ class GroupShape:
     targets: int
 
 
-def stack(sequences: list[Sequence], shape: GroupShape) -> tuple[dict[str, np.ndarray], list[list[str]]]:
+def stack(
+    sequences: list[Sequence], shape: GroupShape
+) -> tuple[dict[str, np.ndarray], list[list[str]]]:
     """Pad sequences at the right and stack them; returns arrays and the task names of each row."""
     B, L, K = shape.rows, shape.positions, shape.targets
     batch = {

@@ -94,7 +94,9 @@ def write_call(rng: random.Random, held_out: bool) -> TextTask:
     else:
         response = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}"
         reply = f"It is {response} in {city}."
-    return TextTask("tool answer", prompt, reply, tools=tuple(tools), call=(tool, city), response=response)
+    return TextTask(
+        "tool answer", prompt, reply, tools=tuple(tools), call=(tool, city), response=response
+    )
 
 
 def write_text(rng: random.Random, held_out: bool = False) -> TextTask:

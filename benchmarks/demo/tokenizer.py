@@ -42,9 +42,16 @@ def training_lines(seed: int = 0) -> list[str]:
     lines += [s for ask, reply in words.CHAT for s in (*ask, reply)] * 15
     for city in words.CITIES:
         lines += [f"It is sunny and 18 degrees in {city}.", f"It is 12:30 in {city}."] * 5
-    lines += ["call:get_weather{city:", "call:get_time{city:", "response:get_weather{sky: temperature:"] * 40
+    lines += [
+        "call:get_weather{city:",
+        "call:get_time{city:",
+        "response:get_weather{sky: temperature:",
+    ] * 40
     lines += ["response:get_time{time: value:", "declaration:get_weather{description:"] * 40
-    lines += ["declaration:get_time{description:", ",parameters:{properties:{city:{description:"] * 40
+    lines += [
+        "declaration:get_time{description:",
+        ",parameters:{properties:{city:{description:",
+    ] * 40
     lines += [",type:STRING}},required:[city],type:OBJECT}}", "Get the weather in a city."] * 40
     lines += ["Get the time in a city.", "The city.", "carry 1"] * 40
     rng.shuffle(lines)

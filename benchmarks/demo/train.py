@@ -34,7 +34,14 @@ GROUPS = {
     "long clip": GroupShape(1, 616, 8 * 63, 0, 12),
 }
 # Share of the loss, and in which steps the group takes part (every n-th).
-LOSS_SHARE = {"picture": 0.45, "sound": 0.2, "text": 0.25, "tools": 0.1, "clip": 0.2, "long clip": 0.2}
+LOSS_SHARE = {
+    "picture": 0.45,
+    "sound": 0.2,
+    "text": 0.25,
+    "tools": 0.1,
+    "clip": 0.2,
+    "long clip": 0.2,
+}
 EVERY = {"picture": 1, "sound": 2, "text": 1, "tools": 4, "clip": 2, "long clip": 4}
 AUX_WEIGHT = 0.15  # of the sum over heads
 DECAY_SHARE = 0.38  # the last part of the time, in which the rates fall to zero
@@ -106,10 +113,21 @@ def orthogonalize(update: Tensor) -> Tensor:
 class Optimizer:
     """Muon for matrices, Adam for the rest; each process updates its part of the shared weights."""
 
-    def __init__(self, model: DemoModel, places: dict[str, slice], shared: SharedState, rank: int, processes: int):
+    def __init__(
+        self,
+        model: DemoModel,
+        places: dict[str, slice],
+        shared: SharedState,
+        rank: int,
+        processes: int,
+    ):
         self.shared = shared
         shapes = {name: p.shape for name, p in model.named_parameters()}
-        matrices = [n for n in places if n.endswith("_proj.weight") or n in (*MUON_SCALE, "vision_projection.weight")]
+        matrices = [
+            n
+            for n in places
+            if n.endswith("_proj.weight") or n in (*MUON_SCALE, "vision_projection.weight")
+        ]
         others = [n for n in places if n not in matrices]
         # The largest first, dealt to the process with the least work so far.
         load = [0.0] * processes
@@ -128,7 +146,12 @@ class Optimizer:
             gradient = shared.gradients[:, place].mean(0)
             momentum = shared.first[place].mul_(0.95).add_(gradient, alpha=0.05)
             update = gradient.mul(0.05).add_(momentum, alpha=0.95).view(shape)
-            rate = MUON_RATE * factor * MUON_SCALE.get(name, 1.0) * max(1.0, shape[0] / shape[1]) ** 0.5
+            rate = (
+                MUON_RATE
+                * factor
+                * MUON_SCALE.get(name, 1.0)
+                * max(1.0, shape[0] / shape[1]) ** 0.5
+            )
             shared.weights[place].view(shape).add_(orthogonalize(update), alpha=-rate)
         correction = (1 - 0.98**number) ** 0.5 / (1 - 0.9**number)
         for place in self.others:
@@ -150,7 +173,9 @@ def save_atomically(value: Any, path: Path) -> None:
     os.replace(part, path)
 
 
-def save_state(folder: Path, shared: SharedState, places: dict[str, slice], progress: dict[str, Any]) -> None:
+def save_state(
+    folder: Path, shared: SharedState, places: dict[str, slice], progress: dict[str, Any]
+) -> None:
     """Write weights, moments and progress as one file that is never half there."""
     state = {
         "config": asdict(DemoConfig()),
@@ -163,7 +188,9 @@ def save_state(folder: Path, shared: SharedState, places: dict[str, slice], prog
     save_atomically(state, folder / "state.pt")
 
 
-def load_state(path: Path, shared: SharedState, places: dict[str, slice], moments: bool) -> dict[str, Any]:
+def load_state(
+    path: Path, shared: SharedState, places: dict[str, slice], moments: bool
+) -> dict[str, Any]:
     state = torch.load(path, weights_only=True)
     for name, place in places.items():
         start, stop = state["places"][name]
@@ -194,7 +221,9 @@ class Meter:
         return {name: round(self.right[name] / self.total[name], 3) for name in sorted(self.total)}
 
 
-def train_process(rank: int, options: argparse.Namespace, shared: SharedState, barrier: Any, run: dict[str, Any]) -> None:
+def train_process(
+    rank: int, options: argparse.Namespace, shared: SharedState, barrier: Any, run: dict[str, Any]
+) -> None:
     torch.set_num_threads(1)
     folder = Path(options.state)
     model = DemoModel(DemoConfig(), seed=options.seed)
@@ -227,11 +256,18 @@ def train_process(rank: int, options: argparse.Namespace, shared: SharedState, b
             layer.compile(dynamic=False)
         model.embed_patches = torch.compile(model.embed_patches, dynamic=False)
     total_seconds = options.minutes * 60
-    step, spent_before, last_log, last_save = progress["step"], progress["seconds"], time.time(), time.time()
+    step, spent_before, last_log, last_save = (
+        progress["step"],
+        progress["seconds"],
+        time.time(),
+        time.time(),
+    )
     aux_weight = AUX_WEIGHT
     # The clock starts after every graph has been compiled once.
     for group in GROUPS:
-        arrays, _ = stack([make_sequence(maker, group) for _ in range(GROUPS[group].rows)], GROUPS[group])
+        arrays, _ = stack(
+            [make_sequence(maker, group) for _ in range(GROUPS[group].rows)], GROUPS[group]
+        )
         answer, aux, _ = measure({k: torch.from_numpy(v) for k, v in arrays.items()})
         (answer + aux).backward()
         if rank == 0:
@@ -293,13 +329,23 @@ def train_process(rank: int, options: argparse.Namespace, shared: SharedState, b
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=240, help="training time, all runs together")
-    parser.add_argument("--state", default="build/demo", help="folder of state.pt and log.jsonl; goes on from it")
-    parser.add_argument("--continue-from", help="a state.pt whose weights (alone) a new run starts from")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=240, help="training time, all runs together"
+    )
+    parser.add_argument(
+        "--state", default="build/demo", help="folder of state.pt and log.jsonl; goes on from it"
+    )
+    parser.add_argument(
+        "--continue-from", help="a state.pt whose weights (alone) a new run starts from"
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--eager", action="store_true", help="without torch.compile: starts at once, slower")
+    parser.add_argument(
+        "--eager", action="store_true", help="without torch.compile: starts at once, slower"
+    )
     options = parser.parse_args()
     folder = Path(options.state)
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,12 @@ CITIES = "Paris London Rome Berlin Madrid Oslo Cairo Tokyo Lima Delhi Boston Dub
 
 # Wordings by question; {} slots are filled by the task.
 ASK = {
-    "shape": ("What shape is this?", "Which shape do you see?", "Name the shape.", "What shape is it?"),
+    "shape": (
+        "What shape is this?",
+        "Which shape do you see?",
+        "Name the shape.",
+        "What shape is it?",
+    ),
     "colour": (
         "What colour is this?",
         "What color is it?",
@@ -52,7 +57,11 @@ ASK = {
     ),
     "count kind": ("How many {}s are there?", "Count the {}s.", "How many {}s do you see?"),
     "place": ("Where is the {}?", "In which part of the picture is the {}?", "Find the {}."),
-    "colour of": ("What colour is the {}?", "What color is the {}?", "Which colour does the {} have?"),
+    "colour of": (
+        "What colour is the {}?",
+        "What color is the {}?",
+        "Which colour does the {} have?",
+    ),
     "shape of": ("What shape is {}?", "Which shape is {}?", "What is the {} shape?"),
     "relation": (
         "Where is the {} relative to the {}?",
@@ -93,7 +102,11 @@ ASK = {
     ),
     "mover": ("What is moving?", "What moves in the clip?"),
     "copy": ("Repeat: {}", "Say this again: {}", "Copy these words: {}", "Repeat after me: {}"),
-    "reverse": ("Reverse the order: {}", "Say these words backwards: {}", "Turn the list around: {}"),
+    "reverse": (
+        "Reverse the order: {}",
+        "Say these words backwards: {}",
+        "Turn the list around: {}",
+    ),
     "upper": ("Write in upper case: {}", "Upper case, please: {}", "Write this in capitals: {}"),
     "add": ("What is {} + {}?", "Add {} and {}.", "How much is {} plus {}?", "{} + {} = ?"),
     "weather": ("What is the weather in {}?", "How is the weather in {} today?", "Weather in {}?"),
