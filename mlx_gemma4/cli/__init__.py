@@ -4,6 +4,7 @@ The answer goes to stdout alone; notes, progress, statistics, and errors go to s
 import nothing slow before a command runs, so that `--help` and completion are immediate.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -44,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _show_traceback(arguments)
         return error.exit_code
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _say(f"error: the disk is full ({error}); make room, or write elsewhere")
+            _show_traceback(arguments)
+            _discard_stdout()
+            return Gemma4Error.exit_code
         _say(f"error: {type(error).__name__}: {error}")
         if not _show_traceback(arguments):
             _say(

@@ -70,6 +70,22 @@ def test_a_closed_pipe_is_no_error(small_checkpoint):
     assert b"BrokenPipe" not in errors
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_answer_that_finds_no_room_is_an_error_with_advice(small_checkpoint):
+    arguments = ["generate", "--model", str(small_checkpoint), "--max-tokens", "4", "--json", "hi"]
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "mlx_gemma4", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert result.returncode == 2, result.stderr
+    assert "the disk is full" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_ctrl_c_ends_cleanly_with_exit_code_130(small_checkpoint):
     with start("generate", "--model", str(small_checkpoint), "--raw", "hi", bufsize=0) as process:
         assert process.stdout is not None
