@@ -161,21 +161,28 @@ class TransformersWorker:
                 tokens.put(None)
 
         def run() -> None:
-            self.model.generate(
-                **inputs,
-                max_new_tokens=max_tokens,
-                min_new_tokens=max_tokens,
-                do_sample=False,
-                cache_implementation="static",
-                disable_compile=True,
-                streamer=Streamer(),
-            )
+            try:
+                self.model.generate(
+                    **inputs,
+                    max_new_tokens=max_tokens,
+                    min_new_tokens=max_tokens,
+                    do_sample=False,
+                    cache_implementation="static",
+                    disable_compile=True,
+                    streamer=Streamer(),
+                )
+            except Exception as error:  # raised where the tokens are awaited
+                tokens.put(error)
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
-        tokens.get()  # the prompt itself
+        is_prompt = True  # the streamer is given that first
         while (token := tokens.get()) is not None:
-            yield token
+            if isinstance(token, Exception):
+                raise token
+            if not is_prompt:
+                yield token
+            is_prompt = False
         thread.join()
 
     def allocated_bytes(self) -> int | None:

@@ -82,6 +82,4 @@ def google_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a random float32 checkpoint of 11 M parameters; not to be changed."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    has_tokenizer = (REPOSITORY / "mlx_gemma4" / "demo" / "tokenizer.json").is_file()
-    return write_checkpoint(folder, has_tokenizer=has_tokenizer)
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")

@@ -135,3 +135,14 @@ def test_wheel_imports_from_where_it_is_installed(unpacked_wheel: Path, tmp_path
     assert [Path(line).is_relative_to(unpacked_wheel) for line in result.stdout.split()] == [
         True
     ] * 2
+
+
+def test_wheel_runs_the_demo(unpacked_wheel: Path, tmp_path: Path) -> None:
+    result = run_installed(unpacked_wheel, tmp_path, "-m", "mlx_gemma4", "demo")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_checkpoint_is_small(repository: Path) -> None:
+    folder = repository / "mlx_gemma4" / "demo"
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 16e6
