@@ -50,7 +50,7 @@ def load_model(path: Path) -> tuple[DemoModel, dict[str, Any]]:
 
 
 def google_tensors(model: DemoModel) -> dict[str, Tensor]:
-    """Return the weights in bfloat16 under the names of Google's file; the auxiliary head stays behind."""
+    """Return the weights in bfloat16 under Google's names; the auxiliary head stays behind."""
     M = model.config.mm_embed_dim
     tensors = {
         "model.language_model.embed_tokens.weight": model.embed_tokens,
@@ -294,7 +294,7 @@ def write_checkpoint(model: DemoModel, output: Path) -> None:
 
 
 def transformers_logits(reference: Any, sequence: Sequence, config: DemoConfig) -> Tensor:
-    """Logits [L, V] of a sequence without branches from transformers' class, with the masks of the rule."""
+    """Logits [L, V] of a sequence without branches from transformers' class, given the masks."""
     L = len(sequence.ids)
     positions = torch.arange(L)
     distance = positions[:, None] - positions[None]
@@ -367,7 +367,8 @@ def check_checkpoint(output: Path, model: DemoModel) -> float:
             worst = max(worst, float((logits[0] - wanted[rows]).abs().max()))
     if worst > LOGIT_TOLERANCE:
         raise SystemExit(
-            f"logits differ from transformers' by {worst:.2g}; at most {LOGIT_TOLERANCE} is rounding"
+            f"logits differ from transformers' by {worst:.2g}; "
+            f"at most {LOGIT_TOLERANCE} is rounding"
         )
     return worst
 
@@ -403,12 +404,12 @@ def main() -> None:
     write_checkpoint(model, options.output)
     size = sum(f.stat().st_size for f in options.output.rglob("*") if f.is_file())
     print(
-        f"{options.output}: step {progress['step']}, {progress['seconds'] / 60:.0f} minutes, {size / 1e6:.1f} MB"
+        f"{options.output}: step {progress['step']}, {progress['seconds'] / 60:.0f} minutes, "
+        f"{size / 1e6:.1f} MB"
     )
     if options.check:
-        print(
-            f"transformers agrees: largest logit difference {check_checkpoint(options.output, model):.2g}"
-        )
+        worst = check_checkpoint(options.output, model)
+        print(f"transformers agrees: largest logit difference {worst:.2g}")
 
 
 if __name__ == "__main__":

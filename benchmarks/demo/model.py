@@ -72,7 +72,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """One decoder layer; `rows` picks the queries that are wanted (the last layer needs the answers alone)."""
+    """One decoder layer; `rows` picks the queries wanted: the last layer needs answers alone."""
 
     def __init__(self, config: DemoConfig, index: int) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class DemoModel(nn.Module):
         nn.init.zeros_(self.aux.bias)
 
     def embed_patches(self, patches: Tensor, patch_positions: Tensor) -> Tensor:
-        """Soft tokens [B, P, D] of patches [B, P, 6912] uint8; patch_ln1 stays at weight 1, bias 0."""
+        """Soft tokens [B, P, D] of patches [B, P, 6912] uint8; patch_ln1 stays at 1 and 0."""
         pixels = patches.float() / 255
         pixels = pixels - pixels.mean(-1, keepdim=True)
         pixels = pixels * torch.rsqrt(pixels.pow(2).mean(-1, keepdim=True) + 1e-5)
@@ -183,7 +183,7 @@ class DemoModel(nn.Module):
         return torch.where(batch["soft"][..., None] >= 0, soft.float().gather(1, index), x)
 
     def masks(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Boolean [B, L, L], global and sliding: only the sliding layers see inside a picture both ways."""
+        """Boolean [B, L, L], global and sliding; only sliding layers see a picture both ways."""
         position, branch, block = batch["positions"], batch["branches"], batch["blocks"]
         same_branch = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])
         distance = position[:, :, None] - position[:, None]
@@ -217,7 +217,7 @@ class DemoModel(nn.Module):
 
 
 def losses(logits: Tensor, aux: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Answer loss and auxiliary loss (both means) and, [B, K], whether each target token is right."""
+    """Answer loss and auxiliary loss (means) and, [B, K], whether each target token is right."""
     targets = batch["target_ids"]
     answer = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
     total, start = logits.new_zeros(()), 0

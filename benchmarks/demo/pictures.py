@@ -125,7 +125,7 @@ def draw_single(
 
 
 def draw_scene(rng: random.Random, size: tuple[int, int], count: int) -> Picture:
-    """`count` objects that differ in shape and in colour, each in the middle of a cell of a 3 x 3 grid."""
+    """`count` objects that differ in shape and colour, each amid a cell of a 3 x 3 grid."""
     width, height = size
     cell_width, cell_height = width / 3, height / 3
     cells = rng.sample(range(9), count)

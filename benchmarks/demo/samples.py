@@ -43,7 +43,7 @@ def clip_bytes(
 
 
 def find_samples(model: Any, processor: Any, folder: Path) -> list[dict[str, str]]:
-    """Write the files of the first right answer of each kind; returns the records of samples.json."""
+    """Write the first right answer of each kind; returns the records of samples.json."""
     from mlx_gemma4.api import generate_result
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Turn drawings into training sequences: prompts as the chat template renders them, answers, labels.
+"""Turn drawings into training sequences: prompts as the template renders them, answers, labels.
 
-One picture answers several questions: the prefix (up to the end of the picture) is shared, each question is
-a branch that sees the prefix and itself alone, with the positions it would have if it were the only
-one.  So a branch is exactly an independent prompt, at the price of its own tokens.
+One picture answers several questions: the prefix (up to the end of the picture) is shared, each
+question is a branch that sees the prefix and itself alone, with the positions it would have if it
+were the only one.  So a branch is exactly an independent prompt, at the price of its own tokens.
 """
 
 import random
@@ -100,7 +100,7 @@ def fit_size(width: int, height: int, budget: int = SOFT_TOKEN_BUDGET) -> tuple[
 
 
 def cut_patches(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Return patches [P, 6912] uint8, positions [P, 2] (x, y) and the grid, as the processor makes them."""
+    """Return patches [P, 6912] uint8, positions [P, 2] (x, y) and grid, as the processor does."""
     height, width = pixels.shape[:2]
     new_width, new_height = fit_size(width, height)
     resized = np.asarray(
@@ -178,7 +178,7 @@ class Maker:
         )
 
     def encode(self, piece: str) -> list[int]:
-        """Token ids; pieces end and begin at special tokens, so that they encode as in the whole."""
+        """Token ids; pieces end and begin at special tokens, so they encode as in the whole."""
         if piece not in self.cache:
             if len(self.cache) > 50_000:
                 self.cache.clear()
@@ -272,7 +272,7 @@ class Maker:
     def add_branches(
         self, sequence: Sequence, asked: list[Answered], tail: str, room: int, most: int
     ) -> None:
-        """Append each question with its answer as a branch, as many as fit into `room` positions."""
+        """Append each question and answer as a branch, as many as fit into `room` positions."""
         for branch, item in enumerate(asked[:most], start=1):
             prompt = self.encode(item.question + tail)
             reply = self.encode(item.answer + "<turn|>")
@@ -288,9 +288,10 @@ class Maker:
     def label_name(
         self, sequence: Sequence, start: int, question: str, name: str, item: Item
     ) -> None:
-        """Say at the last token of an object's name what and where it is: looking up is hard to find.
+        """Label the last token of an object's name with what and where it is.
 
-        `start` is the index of the question's first token.
+        Without these labels, looking an object up is hardly ever found.  `start` is the index of
+        the question's first token.
         """
         end = question.index(name) + len(name)
         position = start + len(self.encode(question[:end])) - 1
@@ -336,7 +337,7 @@ class Maker:
         return end
 
     def make_picture(self, room: int) -> Sequence:
-        """A picture with two to five questions (in one of eight, one question that stands before it)."""
+        """A picture with two to five questions; in one of eight, one question before it."""
         rng = self.rng
         size = pictures.random_size(rng)
         kind = rng.choices(("number", "single", "scene", "count"), (0.42, 0.11, 0.31, 0.16))[0]

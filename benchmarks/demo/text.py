@@ -15,7 +15,7 @@ HELD_OUT_OF_16 = 1  # one word list or sum in sixteen is never trained on
 
 @dataclass
 class TextTask:
-    """A prompt and the answer; `reply` is what the model writes, thought and special tokens included."""
+    """A prompt and the answer; `reply` is all the model writes, thought and special tokens too."""
 
     task: str
     question: str

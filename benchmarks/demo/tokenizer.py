@@ -1,4 +1,4 @@
-"""Build the demo checkpoint's tokenizer: a small BPE with Gemma 4's special tokens and byte fallback.
+"""Build the demo checkpoint's tokenizer: a small BPE with Gemma 4's special tokens.
 
 The file has the form of Google's tokenizer.json (space becomes a low line, bytes as a last resort,
 no pre-tokenizer that matters), so that the product's tokenizer code runs unchanged.  Digits never
@@ -19,15 +19,36 @@ from benchmarks.demo import words
 
 VOCAB_SIZE = 1024
 # Google's names; the first five also have Google's ids.
-SPECIAL_TOKENS = (
-    "<pad> <eos> <bos> <unk> <mask> <|tool> <tool|> <|tool_call> <tool_call|> <|tool_response> "
-    '<tool_response|> <|"|> <|think|> <|channel> <channel|> <|turn> <turn|> <|image> <|audio> '
-    "<|image|> <|audio|> <image|> <audio|> <|video|>"
-).split()
+SPECIAL_TOKENS = [
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<mask>",
+    "<|tool>",
+    "<tool|>",
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    '<|"|>',
+    "<|think|>",
+    "<|channel>",
+    "<channel|>",
+    "<|turn>",
+    "<turn|>",
+    "<|image>",
+    "<|audio>",
+    "<|image|>",
+    "<|audio|>",
+    "<image|>",
+    "<audio|>",
+    "<|video|>",
+]
 
 
 def training_lines(seed: int = 0) -> list[str]:
-    """Return lines with every word of the tasks, common ones often, so that each becomes a token."""
+    """Return lines with every word of the tasks, common ones often: each becomes a token."""
     rng = random.Random(seed)
     lines = ["user\n", "model\n", "thought\n", "system\n"] * 400
     for wordings in words.ASK.values():

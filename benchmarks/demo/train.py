@@ -85,7 +85,7 @@ class SharedState:
 
 
 def bind(model: DemoModel, shared: SharedState, rank: int) -> dict[str, slice]:
-    """Make every parameter and its gradient a view of the flat arrays; returns where each one lies."""
+    """Make every parameter and gradient a view of the flat arrays; returns where each lies."""
     places, start = {}, 0
     for name, parameter in model.named_parameters():
         place = slice(start, start + parameter.numel())
@@ -250,7 +250,7 @@ def train_process(
         return losses(logits, aux, batch)
 
     if not options.eager:
-        # Layer by layer: the five sliding layers share one graph a shape, a fifth of the compile time.
+        # Layer by layer: the five sliding layers share one graph a shape, and its compile time.
         torch._dynamo.config.recompile_limit = 64
         for layer in model.layers:
             layer.compile(dynamic=False)

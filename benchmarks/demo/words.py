@@ -1,4 +1,4 @@
-"""Every word that the demo checkpoint is trained to read or say: one place for tasks and tokenizer."""
+"""Every word that the demo checkpoint is trained to read or say, for tasks and tokenizer."""
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = {
@@ -23,11 +23,56 @@ DIRECTIONS = {
     "up left": (-1, -1),
 }
 KEYS = "0123456789*#"
-WORDS = (
-    "sun cat dog tree fish bird moon rain snow wind fire gold iron salt milk bread stone river "
-    "house chair table apple lemon grape cloud storm horse sheep tiger mouse train plane boat road"
-).split()
-CITIES = "Paris London Rome Berlin Madrid Oslo Cairo Tokyo Lima Delhi Boston Dublin".split()
+WORDS = [
+    "sun",
+    "cat",
+    "dog",
+    "tree",
+    "fish",
+    "bird",
+    "moon",
+    "rain",
+    "snow",
+    "wind",
+    "fire",
+    "gold",
+    "iron",
+    "salt",
+    "milk",
+    "bread",
+    "stone",
+    "river",
+    "house",
+    "chair",
+    "table",
+    "apple",
+    "lemon",
+    "grape",
+    "cloud",
+    "storm",
+    "horse",
+    "sheep",
+    "tiger",
+    "mouse",
+    "train",
+    "plane",
+    "boat",
+    "road",
+]
+CITIES = [
+    "Paris",
+    "London",
+    "Rome",
+    "Berlin",
+    "Madrid",
+    "Oslo",
+    "Cairo",
+    "Tokyo",
+    "Lima",
+    "Delhi",
+    "Boston",
+    "Dublin",
+]
 
 # Wordings by question; {} slots are filled by the task.
 ASK = {
