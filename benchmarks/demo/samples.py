@@ -54,9 +54,8 @@ def find_samples(model: Any, processor: Any, folder: Path) -> list[dict[str, str
             kind, name, content, prompt, answer = make(rng)
             (folder / name).write_bytes(content)
             option = {"image": "images", "audio": "audio", "video": "videos"}[kind]
-            result = generate_result(
-                model, processor, prompt, max_tokens=64, temp=0.0, **{option: [folder / name]}
-            )
+            given: dict[str, Any] = {option: [folder / name]}
+            result = generate_result(model, processor, prompt, max_tokens=64, temp=0.0, **given)
             if result.text.strip() == answer:
                 records.append({"file": name, "kind": kind, "prompt": prompt, "answer": answer})
                 break

@@ -173,9 +173,8 @@ class Maker:
         self.rng = random.Random(f"{seed} {'held out' if held_out else 'train'}")
         self.held_out = held_out
         self.cache: dict[str, list[int]] = {}
-        self.image_id, self.audio_id, self.video_id = (
-            tokenizer.token_to_id(t) for t in ("<|image|>", "<|audio|>", "<|video|>")
-        )
+        names = ("<|image|>", "<|audio|>", "<|video|>")
+        self.image_id, self.audio_id, self.video_id = (self.encode(name)[0] for name in names)
 
     def encode(self, piece: str) -> list[int]:
         """Token ids; pieces end and begin at special tokens, so they encode as in the whole."""
