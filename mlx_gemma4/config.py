@@ -64,8 +64,6 @@ class TextConfig:
         attention_k_eq_v: Global layers have no v_proj: keys and values share k_proj.
         sliding_window: Positions that a sliding layer sees, the current one included.
         rope_parameters: By layer type.
-        use_bidirectional_attention: "vision": the tokens of a picture see each other in both
-            directions; None: they are causal.
     """
 
     vocab_size: int
@@ -87,7 +85,6 @@ class TextConfig:
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
-    use_bidirectional_attention: str | None = "vision"
     tie_word_embeddings: bool = True
 
     def is_sliding(self, layer_index: int) -> bool:
@@ -461,13 +458,12 @@ def _read_text(section: _Section) -> TextConfig:
             raise section.error(
                 key, section.get(key), "only 0 is supported; that is not a 12B; use mlx-vlm"
             )
-    bidirectional = section.get("use_bidirectional_attention")
-    if "use_bidirectional_attention" not in section.values:
-        bidirectional = "vision"
-    if bidirectional not in ("vision", None):
-        raise section.error(
-            "use_bidirectional_attention", bidirectional, 'only "vision" and null are supported'
-        )
+    if "use_bidirectional_attention" in section.values:
+        bidirectional = section.get("use_bidirectional_attention")
+        if bidirectional != "vision":  # null is that of smaller Gemma 4 models
+            raise section.error(
+                "use_bidirectional_attention", bidirectional, 'only "vision" is supported'
+            )
     layer_types = _read_layer_types(section)
     (head_dim, num_key_value_heads), (global_head_dim, num_global_heads) = _read_heads(
         section, layer_types
@@ -496,7 +492,6 @@ def _read_text(section: _Section) -> TextConfig:
         bos_token_id=section.integer("bos_token_id", 2, minimum=0),
         eos_token_id=eos[0] if eos else 1,
         pad_token_id=section.integer("pad_token_id", 0, minimum=0),
-        use_bidirectional_attention=bidirectional,
     )
 
 

@@ -174,6 +174,7 @@ REFUSED = [
     ("text_config.hidden_size_per_layer_input", 256, "only 0"),
     ("text_config.num_experts", 128, "only 0"),
     ("text_config.use_bidirectional_attention", "all", "only"),
+    ("text_config.use_bidirectional_attention", None, "only"),
     ("text_config.hidden_size", MISSING, "missing"),
     ("text_config.hidden_size", 0, "whole number from 1"),
     ("text_config.hidden_size", 256.0, "whole number"),

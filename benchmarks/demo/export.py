@@ -24,6 +24,7 @@ from benchmarks.demo.tasks import FRAME, PATCH, GroupShape, Maker, Sequence, sta
 from benchmarks.demo.tokenizer import build_tokenizer
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+CARD = Path(__file__).with_name("card.md")
 SOFT_TOKENS = 70
 NUM_FRAMES = 8
 TRANSFORMERS_VERSION = "5.10.0.dev0"  # the form of the files is that version's
@@ -273,6 +274,21 @@ def tokenizer_config_json() -> dict[str, Any]:
     }
 
 
+def write_card(model: DemoModel, progress: dict[str, Any], output: Path) -> None:
+    """Write the model card; accuracy.py puts its table in."""
+    parameters = sum(t.numel() for t in google_tensors(model).values())
+    card = CARD.read_text(encoding="utf-8")
+    for name, value in (
+        ("parameters", f"{parameters / 1e6:.1f}"),
+        ("steps", f"{progress['step']:,}"),
+        ("minutes", f"{progress['seconds'] / 60:.0f}"),
+        ("samples", f"{progress['samples']:,}"),
+        ("tokens", f"{progress['tokens'] / 1e6:.0f}"),
+    ):
+        card = card.replace(f"{{{name}}}", value)
+    (output / "README.md").write_text(card, encoding="utf-8")
+
+
 def write_checkpoint(model: DemoModel, output: Path) -> None:
     """Write all files of the checkpoint; each is complete before it takes its name."""
     output.mkdir(parents=True, exist_ok=True)
@@ -402,6 +418,7 @@ def main() -> None:
     options = parser.parse_args()
     model, progress = load_model(options.state)
     write_checkpoint(model, options.output)
+    write_card(model, progress, options.output)
     size = sum(f.stat().st_size for f in options.output.rglob("*") if f.is_file())
     print(
         f"{options.output}: step {progress['step']}, {progress['seconds'] / 60:.0f} minutes, "

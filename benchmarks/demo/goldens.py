@@ -53,7 +53,7 @@ def draw_media() -> None:
         elif index < 8:
             picture = pictures.draw_count(rng, size, 2 + index - 6)
         else:
-            picture = pictures.draw_number(rng, size, 2 + index - 8)
+            picture = pictures.draw_number(rng, size, ("47", "305")[index - 8])
         Image.fromarray(picture.pixels).save(FOLDER / f"picture{index}.png", optimize=True)
     for index in range(5):
         sound = sounds.play_keys(rng) if index < 3 else sounds.play_melody(rng)

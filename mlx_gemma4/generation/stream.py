@@ -86,15 +86,24 @@ class GenerationResult:
         Raises:
             ValueError: There are no parts.
         """
-        parts = list(responses)
-        if not parts:
+        text: list[str] = []
+        thinking: list[str] = []
+        tool_calls: list[ToolCall] = []
+        tokens: list[int] = []
+        last = None
+        for last in responses:  # none is kept: each holds the log-probabilities of a vocabulary
+            text.append(last.text)
+            thinking.append(last.thinking)
+            tool_calls.extend(last.tool_calls)
+            if last.token is not None:
+                tokens.append(last.token)
+        if last is None:
             raise ValueError("no response to make a result of")
-        last = parts[-1]
         return cls(
-            text="".join(part.text for part in parts),
-            thinking="".join(part.thinking for part in parts),
-            tool_calls=tuple(call for part in parts for call in part.tool_calls),
-            tokens=tuple(part.token for part in parts if part.token is not None),
+            text="".join(text),
+            thinking="".join(thinking),
+            tool_calls=tuple(tool_calls),
+            tokens=tuple(tokens),
             finish_reason=last.finish_reason,
             prompt_tokens=last.prompt_tokens,
             prompt_tps=last.prompt_tps,

@@ -157,7 +157,7 @@ class Gemma4(nn.Module):
         if inputs.patches is not None and inputs.patch_positions is not None:
             if self.config.vision_config is None:
                 raise InputError(
-                    "this checkpoint has no vision front end (vision_config is null); leave out "
+                    "this checkpoint has no vision front end; leave out "
                     "images and videos, or choose a checkpoint with one"
                 )
             patches = mx.array(inputs.patches).astype(self.dtype)
@@ -166,7 +166,7 @@ class Gemma4(nn.Module):
         if inputs.frames is not None:
             if self.config.audio_config is None:
                 raise InputError(
-                    "this checkpoint has no audio front end (audio_config is null); leave out "
+                    "this checkpoint has no audio front end; leave out "
                     "sounds, or choose a checkpoint with one"
                 )
             frames = mx.array(inputs.frames).astype(self.dtype)

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma4.config import TextConfig
+from mlx_gemma4.errors import CheckpointError
 
 
 def global_permutations(config: TextConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +42,8 @@ def apply_global_layout(
         group_sizes: Quantization group of each quantized module, by module path.
 
     Raises:
-        ValueError: Columns of a quantized o_proj cannot be permuted, because even MLX's smallest
-            group is wider than a run of dimensions that stay together.
+        CheckpointError: Columns of a quantized o_proj cannot be permuted, because even MLX's
+            smallest group is wider than a run of dimensions that stay together.
     """
     key_order, value_order = global_permutations(config)
     rope = config.rope_parameters["full_attention"]
@@ -91,7 +92,7 @@ def _permute_columns(
     group = group_sizes[path]
     while not _keeps_groups(columns, group):
         if group % 64:
-            raise ValueError(
+            raise CheckpointError(
                 f"{path}: quantized in groups of {group}, but its head dimensions move in shorter "
                 "runs; keep this matrix unquantized, or use a smaller group"
             )

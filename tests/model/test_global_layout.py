@@ -6,6 +6,7 @@ from parity_case_models import model_of
 from parity_cases import CASES_BY_NAME, config_of, inputs_of, parameters_of
 
 from mlx_gemma4.config import Config
+from mlx_gemma4.errors import CheckpointError
 from mlx_gemma4.model.gemma4 import Gemma4
 from mlx_gemma4.model.global_layout import global_permutations
 
@@ -60,5 +61,5 @@ def test_groups_that_cannot_move_are_refused():
         zip((f"{path}.weight", f"{path}.scales", f"{path}.biases"), packed, strict=True)
     )
     settings = {"group_size": 32, "bits": 4, "mode": "affine"}
-    with pytest.raises(ValueError, match="keep this matrix unquantized"):
+    with pytest.raises(CheckpointError, match="keep this matrix unquantized"):
         Gemma4.from_weights(Config.from_dict(config), weights, {path: settings})
