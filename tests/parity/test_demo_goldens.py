@@ -1,4 +1,4 @@
-"""The demo checkpoint says what transformers says: 50 prompts of all modalities, token for token."""
+"""The demo checkpoint says what transformers says, token for token: 50 prompts of all kinds."""
 
 import pytest
 from demo_prompts import demo_prompts, inputs_of
