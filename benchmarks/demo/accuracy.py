@@ -5,7 +5,7 @@ Pictures, sounds, and clips come from another stream of random numbers than thos
 texts and sums are kept apart by a hash of what is asked.  The table has failures too: dark and
 noisy pictures, which are no part of the training.
 
-    python -m benchmarks.demo.accuracy --samples 200 --output build/demo/accuracy.json --card
+    python -m benchmarks.demo.accuracy --samples 200 --card
 """
 
 import argparse
@@ -318,18 +318,31 @@ def write_table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def update_card(model: str, records: list[dict[str, Any]]) -> None:
+    """Put the table between the markers of the checkpoint's README.md."""
+    card = find_checkpoint(model) / "README.md"
+    head, rest = card.read_text(encoding="utf-8").split(MARKERS[0])
+    tail = rest.split(MARKERS[1])[1]
+    table = f"{MARKERS[0]}\n{write_table(records)}\n{MARKERS[1]}"
+    card.write_text(head + table + tail, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="demo", help="a checkpoint folder, or the bundled one")
     parser.add_argument("--samples", type=int, default=200, help="of each row")
-    parser.add_argument("--output", type=Path, default=Path("build/demo/accuracy.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/demo/accuracy.json"))
     parser.add_argument(
         "--card", action="store_true", help="write the table into the model's README.md"
     )
+    parser.add_argument("--stored", action="store_true", help="ask nothing: the card from --output")
     parser.add_argument("--only", default="", help="groups to measure, comma-separated")
     options = parser.parse_args()
+    if options.stored:
+        update_card(options.model, json.loads(options.output.read_text(encoding="utf-8"))["rows"])
+        return
     model, processor = load(options.model)
     records, start = [], time.perf_counter()
     for row in ROWS:
@@ -346,11 +359,7 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.card:
-        card = find_checkpoint(options.model) / "README.md"
-        head, rest = card.read_text(encoding="utf-8").split(MARKERS[0])
-        tail = rest.split(MARKERS[1])[1]
-        table = f"{MARKERS[0]}\n{write_table(records)}\n{MARKERS[1]}"
-        card.write_text(head + table + tail, encoding="utf-8")
+        update_card(options.model, records)
 
 
 if __name__ == "__main__":
