@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(arguments)
+        code = _run(arguments)
+        sys.stdout.flush()  # here a full disk or a closed pipe is still explained
+        return code
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED

@@ -1,6 +1,7 @@
 """What a person or a script sees of `generate`, `inspect`, and `demo`."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -71,13 +72,15 @@ def test_a_closed_pipe_is_no_error(small_checkpoint):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_an_answer_that_finds_no_room_is_an_error_with_advice(small_checkpoint):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_that_finds_no_room_is_an_error_with_advice(small_checkpoint, unbuffered):
     arguments = ["generate", "--model", str(small_checkpoint), "--max-tokens", "4", "--json", "hi"]
     with open("/dev/full", "wb") as full:
         result = subprocess.run(
             [sys.executable, "-m", "mlx_gemma4", *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
             text=True,
             timeout=60,
         )
