@@ -64,7 +64,7 @@ class MlxLmWorker:
         from mlx_lm import stream_generate
 
         if image:
-            raise NotImplementedError("mlx-lm reads no pictures")
+            raise ValueError("mlx-lm reads no pictures")
         messages = [{"role": "user", "content": question}]
         prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         return stream_generate(self.model, self.tokenizer, prompt, max_tokens=2)

@@ -11,9 +11,9 @@ Three regimes, which nothing has in common but the checkpoint:
 
 Programs live in environments of their own, given by --python-of; those not given are left out.
 
-    python benchmarks/random_checkpoint.py mid /tmp/mid
-    python benchmarks/peers.py /tmp/mid --image picture.png \\
-        --python-of mlx-vlm=/tmp/peers/bin/python --python-of mlx-lm=/tmp/peers/bin/python
+    python benchmarks/random_checkpoint.py mid build/mid
+    python benchmarks/peers.py build/mid --image picture.png \\
+        --python-of mlx-vlm=build/peers/bin/python --python-of mlx-lm=build/peers/bin/python
 
 Prints a table, writes results/<chip>/<date>-<commit>.json, and prints that document as the last
 line.  Ratios are a program's value divided by that of mlx-gemma4.

@@ -6,8 +6,8 @@
 `goldens` runs transformers' own processors, which need torch and torchvision; neither belongs to
 the environments of this project:
 
-    python3 -m venv /tmp/goldens
-    /tmp/goldens/bin/pip install torch torchvision transformers pillow numpy av soxr soundfile
+    python3 -m venv build/goldens
+    build/goldens/bin/pip install torch torchvision transformers pillow numpy av soxr soundfile
 
 It compares every value of every picture, prints the differences, and stores a sample of the
 reference's values.  The last line is a JSON document.

@@ -6,8 +6,8 @@ CHECKPOINT is a folder with Google's config.json, tokenizer.json, chat_template.
 processor_config.json.  The processor needs torch and torchvision; neither belongs to the
 environments of this project:
 
-    python3 -m venv /tmp/goldens
-    /tmp/goldens/bin/pip install torch torchvision transformers pillow numpy soundfile
+    python3 -m venv build/goldens
+    build/goldens/bin/pip install torch torchvision transformers pillow numpy soundfile
 
 The files go to tests/data/processor.
 """

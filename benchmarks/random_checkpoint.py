@@ -4,8 +4,8 @@ Nothing here answers anything: layer scalars are 0.6 to 1.1 as in the real check
 vary, and the final norm is large enough for the softcap to matter.  Tensors are drawn and written
 one at a time, so that a checkpoint larger than memory can be made; NumPy alone does it.
 
-    python benchmarks/random_checkpoint.py tiny /tmp/tiny
-    python benchmarks/random_checkpoint.py mid /tmp/mid --dtype bfloat16 --shards 2
+    python benchmarks/random_checkpoint.py tiny build/tiny
+    python benchmarks/random_checkpoint.py mid build/mid --dtype bfloat16 --shards 2
 """
 
 import argparse

@@ -26,9 +26,10 @@ from random_checkpoint import Size, write_checkpoint
 from tiny_tokenizer import write_tiny_checkpoint
 
 from mlx_gemma4 import api
-from mlx_gemma4.api import find_checkpoint, load
+from mlx_gemma4.api import load
 from mlx_gemma4.config import GenerationConfig
 from mlx_gemma4.errors import CheckpointError, Gemma4Error, MemoryLimitError, OptionError
+from mlx_gemma4.hub import find_checkpoint
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.memory import MemoryLimit
 
@@ -319,6 +320,15 @@ def test_without_connection_the_cache_will_do(hub: FakeHub) -> None:
     find_checkpoint(NAME)
     hub.is_reachable = False
     assert find_checkpoint(NAME) == hub.folder
+
+
+def test_without_weights_only_the_small_files_come(hub: FakeHub) -> None:
+    folder = find_checkpoint(NAME, with_weights=False)
+    assert (folder / "config.json").is_file()
+    assert (folder / "tokenizer.json").is_file()
+    assert not [name for name in hub.fetched if "safetensors" in name]
+    load(NAME)  # the rest comes when it is needed
+    assert [name for name in hub.fetched if name.endswith(".safetensors")]
 
 
 def test_a_disk_without_room_is_known_before_the_download(hub: FakeHub) -> None:

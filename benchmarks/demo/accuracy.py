@@ -23,7 +23,8 @@ import mlx.core as mx
 from benchmarks.demo import clips, pictures, sounds, text, words
 from benchmarks.demo.samples import clip_bytes
 from benchmarks.demo.tasks import Answered, name_place, relate
-from mlx_gemma4.api import find_checkpoint, generate_result, load
+from mlx_gemma4.api import generate_result, load
+from mlx_gemma4.hub import find_checkpoint
 
 SIZE = (192, 144)
 MAX_TOKENS = 48

@@ -115,7 +115,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--only", default="", help="kinds to keep: image, audio, video")
     options = parser.parse_args()
-    from mlx_gemma4.api import find_checkpoint, load
+    from mlx_gemma4.api import load
+    from mlx_gemma4.hub import find_checkpoint
 
     folder = find_checkpoint(options.model) / "samples"
     model, processor = load(options.model)

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.demo import clips, pictures, sounds, text, words
 from benchmarks.demo.pictures import Item, Picture
+from mlx_gemma4.processing.image import fit_size, pack_patches, resize
 
 SOFT_TOKEN_BUDGET = 70
 PATCH = 48
@@ -90,30 +91,13 @@ class Sequence:
         return start
 
 
-def fit_size(width: int, height: int, budget: int = SOFT_TOKEN_BUDGET) -> tuple[int, int]:
-    """Return the size a picture is resized to: the largest multiples of 48 within the budget.
-
-    Source: transformers image_processing_gemma4_unified.py, get_aspect_ratio_preserving_size.
-    """
-    factor = (budget * PATCH**2 / (width * height)) ** 0.5
-    return int(factor * width // PATCH) * PATCH, int(factor * height // PATCH) * PATCH
-
-
 def cut_patches(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Return patches [P, 6912] uint8, positions [P, 2] (x, y) and grid, as the processor does."""
     height, width = pixels.shape[:2]
-    new_width, new_height = fit_size(width, height)
-    resized = np.asarray(
-        Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BICUBIC)
-    )
-    columns, rows = new_width // PATCH, new_height // PATCH
-    patches = (
-        resized.reshape(rows, PATCH, columns, PATCH, 3)
-        .transpose(0, 2, 1, 3, 4)
-        .reshape(rows * columns, -1)
-    )
-    y, x = np.divmod(np.arange(rows * columns), columns)
-    return patches, np.stack([x, y], axis=1), (columns, rows)
+    fitted = fit_size(width, height, SOFT_TOKEN_BUDGET)
+    patches, positions = pack_patches(resize(Image.fromarray(pixels), fitted))
+    grid = (fitted[0] // PATCH, fitted[1] // PATCH)
+    return np.rint(patches * 255).astype(np.uint8), positions, grid
 
 
 def label_patches(

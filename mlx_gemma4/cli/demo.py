@@ -29,7 +29,8 @@ def demo() -> int:
     """
     from rich.console import Console
 
-    from mlx_gemma4.api import DEMO, find_checkpoint, load
+    from mlx_gemma4.api import load
+    from mlx_gemma4.hub import DEMO, find_checkpoint
 
     folder = find_checkpoint(DEMO)
     samples = _read_samples(folder / _SAMPLES)

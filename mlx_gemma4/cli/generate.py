@@ -173,8 +173,9 @@ def _load(
     name: str, request: PromptRequest, max_tokens: int, **load_options: Any
 ) -> "tuple[Gemma4, Processor, PreparedPrompt]":
     """Return model, processor, and prompt; the prompt is prepared before any weight is read."""
-    from mlx_gemma4.api import find_checkpoint, load
+    from mlx_gemma4.api import load
     from mlx_gemma4.config import Config
+    from mlx_gemma4.hub import find_checkpoint
     from mlx_gemma4.memory import DEFAULT_CONTEXT
     from mlx_gemma4.processing.processor import Processor
 

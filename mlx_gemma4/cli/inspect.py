@@ -66,11 +66,11 @@ def inspect(
                 "ignore_chat_template": raw,
             },
         )
-    from mlx_gemma4.api import find_checkpoint
     from mlx_gemma4.config import Config
+    from mlx_gemma4.hub import find_checkpoint
     from mlx_gemma4.processing.processor import Processor
 
-    folder = find_checkpoint(name)
+    folder = find_checkpoint(name, with_weights=False)
     config = Config.from_folder(folder)
     prepared = request.prepare(Processor.from_folder(folder, config)) if request else None
     num_tokens = len(prepared.inputs) if prepared else 0
@@ -118,7 +118,9 @@ def _plan(
         weights_bytes = checkpoint.memory_bytes(item_bytes, quantize)
         notes += checkpoint.notes
     else:
-        notes.append(f"{folder} has no weights: their size follows from config.json, unquantized")
+        notes.append(
+            f"{folder} has no weights: their size follows from config.json, as if unquantized"
+        )
         weights_bytes = item_bytes * sum(map(math.prod, expected_tensors(config).values()))
     text, limit = config.text_config, machine_limit()
     context = text.max_position_embeddings

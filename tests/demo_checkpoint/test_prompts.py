@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_gemma4.api import find_checkpoint
 from mlx_gemma4.config import Config
+from mlx_gemma4.hub import find_checkpoint
 from mlx_gemma4.processing.processor import Processor
 
 ROOT = Path(__file__).parents[2]
