@@ -1,4 +1,4 @@
-"""Write a training state as a checkpoint in Google's form, and check it.
+"""Write a training state as a checkpoint in Google's form, and check it; read one back.
 
     python -m benchmarks.demo.export --state build/demo/state.pt --output mlx_gemma4/demo --check
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -50,8 +50,8 @@ def load_model(path: Path) -> tuple[DemoModel, dict[str, Any]]:
     return model.eval(), state["progress"]
 
 
-def google_tensors(model: DemoModel) -> dict[str, Tensor]:
-    """Return the weights in bfloat16 under Google's names; the auxiliary head stays behind."""
+def google_parameters(model: DemoModel) -> dict[str, Tensor]:
+    """Return the parameters themselves under Google's names; the auxiliary head stays behind."""
     M = model.config.mm_embed_dim
     tensors = {
         "model.language_model.embed_tokens.weight": model.embed_tokens,
@@ -79,7 +79,26 @@ def google_tensors(model: DemoModel) -> dict[str, Tensor]:
                 tensors[f"{prefix}.self_attn.{name}.weight"] = getattr(layer, name).weight
         for name in ("gate_proj", "up_proj", "down_proj"):
             tensors[f"{prefix}.mlp.{name}.weight"] = getattr(layer, name).weight
-    return {name: t.detach().to(torch.bfloat16).contiguous() for name, t in sorted(tensors.items())}
+    return dict(sorted(tensors.items()))
+
+
+def google_tensors(model: DemoModel) -> dict[str, Tensor]:
+    """Return the weights in bfloat16 under Google's names."""
+    return {
+        name: parameter.detach().to(torch.bfloat16).contiguous()
+        for name, parameter in google_parameters(model).items()
+    }
+
+
+@torch.no_grad()
+def read_checkpoint(model: DemoModel, folder: Path) -> None:
+    """Give the model an exported checkpoint's weights; the auxiliary head starts anew."""
+    tensors = load_file(folder / "model.safetensors")
+    parameters = google_parameters(model)
+    if tensors.keys() != parameters.keys():
+        raise SystemExit(f"{folder} was exported from another architecture than {DemoConfig()}")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
 
 
 def config_json(config: DemoConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -228,7 +228,12 @@ class Maker:
         rng.shuffle(rest)
         first = [places[0], *main[:1]]
         rng.shuffle(first)
-        return first + rest
+        asked = first + rest
+        yes_no = [a for a in asked if a.task == "side, yes or no"]
+        if yes_no and rng.random() < 0.6:  # the hardest of them: asked first, it always fits
+            asked.remove(yes_no[0])
+            asked.insert(0, yes_no[0])
+        return asked
 
     def ask_count(self, picture: Picture) -> list[Answered]:
         items = picture.items
@@ -323,7 +328,7 @@ class Maker:
         """A picture with two to five questions; in one of eight, one question before it."""
         rng = self.rng
         size = pictures.random_size(rng)
-        kind = rng.choices(("number", "single", "scene", "count"), (0.42, 0.11, 0.31, 0.16))[0]
+        kind = rng.choices(("number", "single", "scene", "count"), (0.3, 0.08, 0.34, 0.28))[0]
         if kind == "number":
             digits = "".join(
                 rng.choices("0123456789", k=rng.choices((1, 2, 3, 4), (1, 1.2, 1.4, 1.6))[0])
@@ -337,7 +342,9 @@ class Maker:
             picture = pictures.draw_scene(rng, size, rng.randint(2, 4))
             asked = self.ask_scene(picture, size)
         else:
-            picture = pictures.draw_count(rng, size, rng.randint(1, 6))
+            count = rng.choices(range(1, 7), (1, 1, 1, 2, 2, 2))[0]
+            # Small objects are the last to be counted rightly: half of the pictures have them.
+            picture = pictures.draw_count(rng, size, count, rng.choice(((9, 13), (9, 18))))
             asked = self.ask_count(picture)
 
         sequence = Sequence()

@@ -101,7 +101,8 @@ def write_call(rng: random.Random, held_out: bool) -> TextTask:
 
 def write_text(rng: random.Random, held_out: bool = False) -> TextTask:
     kind = rng.choices(
-        ("copy", "reverse", "upper", "think", "add", "call", "chat"), (2, 3, 2, 3, 4, 2.5, 0.3)
+        ("copy", "reverse", "upper", "think", "add", "call", "chat"),
+        (1.5, 2.5, 1.5, 2, 8, 2.5, 0.3),
     )[0]
     if kind in ("copy", "reverse", "upper"):
         return write_words(rng, kind, held_out)

@@ -9,6 +9,7 @@ decoding gives).  The state folder holds everything needed to go on.
 
 import argparse
 import json
+import multiprocessing.connection
 import os
 import time
 from collections import defaultdict
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
+import torch._inductor.config
+import torch.multiprocessing
 from torch import Tensor
 
+from benchmarks.demo.export import read_checkpoint
 from benchmarks.demo.model import DemoConfig, DemoModel, losses
 from benchmarks.demo.tasks import GroupShape, Maker, Sequence, stack
 from benchmarks.demo.tokenizer import build_tokenizer
@@ -42,7 +45,7 @@ LOSS_SHARE = {
     "clip": 0.2,
     "long clip": 0.2,
 }
-EVERY = {"picture": 1, "sound": 2, "text": 1, "tools": 4, "clip": 2, "long clip": 4}
+EVERY = {"picture": 1, "sound": 4, "text": 1, "tools": 4, "clip": 4, "long clip": 4}
 AUX_WEIGHT = 0.15  # of the sum over heads
 DECAY_SHARE = 0.38  # the last part of the time, in which the rates fall to zero
 WARMUP_STEPS = 50
@@ -235,6 +238,8 @@ def train_process(
     if rank == 0:
         if (folder / "state.pt").exists():
             progress = load_state(folder / "state.pt", shared, places, moments=True)
+        elif options.continue_from and Path(options.continue_from).is_dir():
+            read_checkpoint(model, Path(options.continue_from))
         elif options.continue_from:
             load_state(Path(options.continue_from), shared, places, moments=False)
         run["step"].value = progress["step"]
@@ -252,6 +257,8 @@ def train_process(
     if not options.eager:
         # Layer by layer: the five sliding layers share one graph a shape, and its compile time.
         torch._dynamo.config.recompile_limit = 64
+        # With 512-bit vectors torch 2.13 compiles gradients that are NaN on CPUs with AVX512-FP16.
+        torch._inductor.config.cpp.simdlen = 256
         for layer in model.layers:
             layer.compile(dynamic=False)
         model.embed_patches = torch.compile(model.embed_patches, dynamic=False)
@@ -292,8 +299,10 @@ def train_process(
             if group == "picture":
                 sums["answer"] += float(answer.detach())
                 sums["aux"] += float(aux.detach())
+        if not shared.gradients[rank].isfinite().all():
+            raise SystemExit(f"step {step}: a gradient is not finite; the saved state is as it was")
         barrier.wait()
-        optimizer.step(step + 1, rate_factor(step, share))
+        optimizer.step(step + 1, options.peak_rate * rate_factor(step, share))
         step += 1
         sums["steps"] += 1
         if rank == 0:
@@ -306,7 +315,7 @@ def train_process(
                 report = {
                     "step": step,
                     "minutes": round(progress["seconds"] / 60, 1),
-                    "rate": round(rate_factor(step, share), 3),
+                    "rate": round(options.peak_rate * rate_factor(step, share), 3),
                     "seconds_per_step": round((now - last_log) / sums["steps"], 3),
                     "answer_loss": round(sums["answer"] / sums["steps"], 4),
                     "aux_loss": round(sums["aux"] / sums["steps"], 4),
@@ -339,7 +348,11 @@ def main() -> None:
         "--state", default="build/demo", help="folder of state.pt and log.jsonl; goes on from it"
     )
     parser.add_argument(
-        "--continue-from", help="a state.pt whose weights (alone) a new run starts from"
+        "--continue-from",
+        help="a state.pt or an exported checkpoint's folder, whose weights (alone) a new run starts from",
+    )
+    parser.add_argument(
+        "--peak-rate", type=float, default=1.0, help="factor on the rates of a run from nothing"
     )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -351,7 +364,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     size = sum(p.numel() for p in DemoModel(DemoConfig()).parameters())
     shared = SharedState(size, options.processes)
-    context = multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("spawn")
     run = {"step": context.Value("q", 0), "share": context.Value("d", 0.0)}
     barrier = context.Barrier(options.processes)
     workers = [
@@ -360,6 +373,12 @@ def main() -> None:
     ]
     for worker in workers:
         worker.start()
+    # The first that ends tells how it went: if it failed, the others wait for it at the barrier.
+    multiprocessing.connection.wait([worker.sentinel for worker in workers])
+    if any(worker.exitcode for worker in workers):
+        for worker in workers:
+            worker.terminate()
+        raise SystemExit(1)
     for worker in workers:
         worker.join()
 
