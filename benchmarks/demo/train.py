@@ -349,7 +349,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--continue-from",
-        help="a state.pt or an exported checkpoint's folder, whose weights (alone) a new run starts from",
+        help="a state.pt or an exported checkpoint: a new run starts from its weights alone",
     )
     parser.add_argument(
         "--peak-rate", type=float, default=1.0, help="factor on the rates of a run from nothing"

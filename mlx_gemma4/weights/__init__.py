@@ -10,6 +10,7 @@ from mlx_gemma4.weights.files import INDEX_FILE, SINGLE_FILE, find_files
 from mlx_gemma4.weights.header import StoredTensor, read_header
 from mlx_gemma4.weights.loading import QUANTIZE_BITS, check_quantize, load_weights
 from mlx_gemma4.weights.names import canonical_name, expected_tensors
+from mlx_gemma4.weights.reading import read_bytes, read_rows, row_blocks
 
 __all__ = [
     "INDEX_FILE",
@@ -24,5 +25,8 @@ __all__ = [
     "find_files",
     "load_weights",
     "open_checkpoint",
+    "read_bytes",
     "read_header",
+    "read_rows",
+    "row_blocks",
 ]

@@ -69,7 +69,7 @@ def open_checkpoint(folder: str | Path, config: Config) -> Checkpoint:
             dtype; each is named, at most ten of a kind and a count.
     """
     folder = Path(folder)
-    stored = _read_headers(folder)
+    stored = read_headers(folder)
     tensors: dict[str, StoredTensor] = {}  # by canonical name
     for name, tensor in stored.items():
         canonical = canonical_name(name)
@@ -87,7 +87,7 @@ def open_checkpoint(folder: str | Path, config: Config) -> Checkpoint:
     return Checkpoint(folder, config, tensors, quantization, tuple(notes))
 
 
-def _read_headers(folder: Path) -> dict[str, StoredTensor]:
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """Return the tensors of all files by the names in them, which agree with the index."""
     files, weight_map = find_files(folder)
     stored: dict[str, StoredTensor] = {}

@@ -12,7 +12,7 @@ from mlx_gemma4.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 32 * 1024 * 1024  # 677 tensors take 90 kB
 MAX_LISTED = 10
-_ITEM_BYTES = {
+ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
@@ -86,15 +86,15 @@ def _read_entry(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
     if not isinstance(entry, dict):
         raise _corrupt(file, f"tensor {tensor} is no object")
     dtype = entry.get("dtype")
-    if dtype not in _ITEM_BYTES:
+    if dtype not in ITEM_BYTES:
         raise CheckpointError(
             f"{file}: tensor {tensor} has dtype {str(dtype)[:20]}; known are "
-            f"{', '.join(_ITEM_BYTES)}; download the file again, or take another conversion"
+            f"{', '.join(ITEM_BYTES)}; download the file again, or take another conversion"
         )
     shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
     if shape is None or offsets is None or len(offsets) != 2:
         raise _corrupt(file, f"tensor {tensor} has no proper shape and offsets")
-    nbytes = math.prod(shape) * _ITEM_BYTES[dtype]
+    nbytes = math.prod(shape) * ITEM_BYTES[dtype]
     if offsets[1] - offsets[0] != nbytes:
         raise _corrupt(
             file, f"tensor {tensor} needs {nbytes:,} bytes and has {offsets[1] - offsets[0]:,}"

@@ -1,0 +1,1 @@
+"""How much a checkpoint differs from another: next-token distributions over a set of prompts."""
