@@ -28,7 +28,9 @@ _FILES = [
     "tokenizer_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    "README.md",  # whose license a conversion carries on
 ]
+_REQUIRED = ("config.json", "tokenizer.json")
 _WEIGHTS = ["model.safetensors.index.json", "model.safetensors", "model-*.safetensors"]
 
 
@@ -113,9 +115,13 @@ def _plan_download(name: str, patterns: list[str]) -> tuple[str, int, Path] | No
             f"{name} has no model.safetensors; pickled weights (.bin), which can run any code, and "
             "GGUF are not read; take a checkpoint with safetensors"
         )
+    names = {file.filename for file in files}
+    if lacking := [required for required in _REQUIRED if required not in names]:
+        raise CheckpointError(
+            f"{name} has no {' and no '.join(lacking)}; it is no checkpoint, or one in a format "
+            "that is not read, as GGUF; check the name, or take a checkpoint with safetensors"
+        )
     missing_bytes = sum(file.file_size or 0 for file in files if file.will_download)
-    if not files:
-        raise CheckpointError(f"{name} has no config.json; it is no checkpoint; check the name")
     return files[0].commit_hash, missing_bytes, Path(files[0].local_path).parent
 
 

@@ -14,7 +14,7 @@ import mlx_gemma4
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     *sorted(REPOSITORY.glob("*.md")),
-    *(REPOSITORY / name / "README.md" for name in ("kernels", "benchmarks")),
+    *(REPOSITORY / name / "README.md" for name in ("kernels", "convert", "benchmarks")),
 ]
 IDS = [str(path.relative_to(REPOSITORY)) for path in DOCUMENTS]
 

@@ -5,18 +5,17 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import huggingface_hub
 import mlx.core as mx
 import numpy as np
 import pytest
+from fake_hub import NAME, FakeHub
 from huggingface_hub import constants
 from huggingface_hub.errors import (
-    DryRunError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -34,7 +33,6 @@ from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.memory import MemoryLimit
 
 SMALL = Size(64, 128, 6, 2, 1, 64, 512, 32, 1024)
-NAME = "google/gemma-4-12B-it"
 
 
 def write_small(folder: Path, **options: Any) -> Path:
@@ -235,58 +233,10 @@ def test_a_folder_needs_no_hub(small: Path) -> None:
     assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
-class FakeHub:
-    """Stands in for huggingface_hub.snapshot_download: a repository, a cache, and a log."""
-
-    def __init__(self, repository: Path, cache: Path) -> None:
-        self.repository = repository
-        self.folder = cache / "snapshots" / "commit"
-        self.fetched: list[str] = []
-        self.size: int | None = None
-        self.is_reachable = True
-        self.error: BaseException | None = None
-
-    def snapshot_download(
-        self,
-        name: str,
-        *,
-        revision: str | None = None,
-        allow_patterns: Sequence[str],
-        dry_run: bool = False,
-        tqdm_class: object = None,
-    ) -> Any:
-        assert name == NAME
-        assert revision in (None, "commit")
-        files = [file for pattern in allow_patterns for file in self.repository.glob(pattern)]
-        if dry_run:
-            if not self.is_reachable:
-                raise DryRunError("no connection")
-            return [self._describe(file) for file in files]
-        if self.error is not None:
-            raise self.error
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            if not (self.folder / file.name).exists():
-                self.fetched.append(file.name)
-                shutil.copy(file, self.folder)
-        return str(self.folder)
-
-    def _describe(self, file: Path) -> SimpleNamespace:
-        return SimpleNamespace(
-            filename=file.name,
-            file_size=self.size or file.stat().st_size,
-            will_download=not (self.folder / file.name).exists(),
-            commit_hash="commit",
-            local_path=str(self.folder / file.name),
-        )
-
-
 @pytest.fixture
 def hub(broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     hub = FakeHub(broken, tmp_path / "cache")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.connect(monkeypatch)
     return hub
 
 
@@ -326,7 +276,7 @@ def test_without_weights_only_the_small_files_come(hub: FakeHub) -> None:
     folder = find_checkpoint(NAME, with_weights=False)
     assert (folder / "config.json").is_file()
     assert (folder / "tokenizer.json").is_file()
-    assert not [name for name in hub.fetched if "safetensors" in name]
+    assert not [name for name in hub.planned + hub.fetched if "safetensors" in name]
     load(NAME)  # the rest comes when it is needed
     assert [name for name in hub.fetched if name.endswith(".safetensors")]
 
@@ -342,6 +292,20 @@ def test_pickled_weights_are_never_downloaded(hub: FakeHub) -> None:
     (hub.repository / "model.safetensors").rename(hub.repository / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors; pickled weights"):
         find_checkpoint(NAME)
+    assert hub.fetched == []
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+@pytest.mark.parametrize("lacks", [["config.json"], ["config.json", "tokenizer.json"]])
+def test_a_repository_in_another_format_is_told_from_a_checkpoint(
+    hub: FakeHub, lacks: list[str], with_weights: bool
+) -> None:
+    for name in lacks:
+        (hub.repository / name).unlink()
+    (hub.repository / "model.gguf").write_bytes(b"GGUF")
+    says = rf"{NAME} has no {' and no '.join(lacks)}; .* GGUF"
+    with pytest.raises(CheckpointError, match=says):
+        find_checkpoint(NAME, with_weights=with_weights)
     assert hub.fetched == []
 
 

@@ -28,7 +28,7 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a wheel built from a copy of what it is made of, with one Metal source added."""
     source = tmp_path_factory.mktemp("source")
     no_bytecode = shutil.ignore_patterns("__pycache__")
-    for name in ("mlx_gemma4", "kernels", "tests", "benchmarks"):
+    for name in ("mlx_gemma4", "kernels", "convert", "tests", "benchmarks"):
         shutil.copytree(repository / name, source / name, ignore=no_bytecode)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(repository / name, source)
@@ -90,6 +90,14 @@ def test_wheel_has_the_metal_sources(repository: Path, wheel_names: set[str]) ->
     sources = [path.name for suffix in ("*.metal", "*.h") for path in folder.glob(suffix)]
     expected = {f"mlx_gemma4/kernels/metal/{name}" for name in [*sources, "probe.metal"]}
     assert expected <= wheel_names
+
+
+def test_wheel_has_the_recipes_and_the_card(repository: Path, wheel_names: set[str]) -> None:
+    recipes = {path.name for path in (repository / "convert" / "recipes").glob("*.toml")}
+    assert recipes
+    assert {f"mlx_gemma4/convert/recipes/{name}" for name in recipes} <= wheel_names
+    assert "mlx_gemma4/convert/templates/model_card.md.jinja" in wheel_names
+    assert not any(name.startswith("convert/") for name in wheel_names)
 
 
 def test_wheel_has_the_demo_checkpoint(repository: Path, wheel_names: set[str]) -> None:

@@ -76,6 +76,8 @@ def _process(
     """Return an argument as the type that its parameter is annotated with; None if not given."""
     annotation = parameter.type_descriptor.annotation
     if value is None:
+        if parameter.required:
+            return process(context, value)  # which says that it is missing
         has_callback = parameter.callback is not None
         return parameter.callback(context, parameter, None) if has_callback else None
     if annotation is str:

@@ -12,6 +12,7 @@ from mlx_gemma4.cli.commands import media_in_order
 from mlx_gemma4.cli.media import describe_media
 from mlx_gemma4.cli.prompt import PromptRequest
 from mlx_gemma4.cli.terminal import ProgressBar, say
+from mlx_gemma4.errors import InputError
 
 if TYPE_CHECKING:
     from mlx_gemma4.model.gemma4 import Gemma4
@@ -172,21 +173,32 @@ def _check_options(sampling: dict[str, Any], penalty: float | None, stop: Sequen
 def _load(
     name: str, request: PromptRequest, max_tokens: int, **load_options: Any
 ) -> "tuple[Gemma4, Processor, PreparedPrompt]":
-    """Return model, processor, and prompt; the prompt is prepared before any weight is read."""
+    """Return model, processor, and prompt.
+
+    The small files alone tell whether the prompt is good: the Hub's weights are downloaded, and any
+    weights read, only when it is.
+    """
     from mlx_gemma4.api import load
     from mlx_gemma4.config import Config
     from mlx_gemma4.hub import find_checkpoint
     from mlx_gemma4.memory import DEFAULT_CONTEXT
     from mlx_gemma4.processing.processor import Processor
 
-    folder = find_checkpoint(name)
+    folder = find_checkpoint(name, with_weights=False)
     config = Config.from_folder(folder)
-    prepared = request.prepare(Processor.from_folder(folder, config))
-    wanted = max(DEFAULT_CONTEXT, len(prepared.inputs) + max_tokens)
+    processor = Processor.from_folder(folder, config)
+    prepared = request.prepare(processor)
+    num_tokens, context = len(prepared.inputs), config.text_config.max_position_embeddings
+    if num_tokens > context:
+        raise InputError(
+            f"the prompt has {num_tokens:,} tokens, the model's context {context:,}; shorten the "
+            "prompt, or give media fewer soft tokens with --image-tokens or --num-frames"
+        )
     with ProgressBar("quantizing") as progress:
-        model, processor = load(
-            folder,
-            context_tokens=min(wanted, config.text_config.max_position_embeddings),
+        # The processor stays the one that has read its tokenizer, which takes Google's a second.
+        model, _ = load(
+            name,
+            context_tokens=min(max(DEFAULT_CONTEXT, num_tokens + max_tokens), context),
             progress=progress.update,
             **load_options,
         )

@@ -56,11 +56,13 @@ class ProgressBar:
     Args:
         label: What is going on.
         least_total: Totals up to this are over at once and need no bar.
+        in_bytes: The pieces are bytes.
     """
 
-    def __init__(self, label: str, least_total: int = 0) -> None:
+    def __init__(self, label: str, least_total: int = 0, *, in_bytes: bool = False) -> None:
         self._label = label
         self._least_total = least_total
+        self._in_bytes = in_bytes
         self._progress: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -93,15 +95,22 @@ class ProgressBar:
     def _open(self, total: int) -> "Progress":
         # Here, since a prompt that is read at once need not pay for importing rich.
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TimeRemainingColumn,
+        )
 
         progress = Progress(
             "{task.description}",
             BarColumn(),
-            MofNCompleteColumn(),
+            DownloadColumn() if self._in_bytes else MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
+            redirect_stdout=False,  # it would take what belongs on stdout to stderr
         )
         progress.add_task(self._label, total=total)
         progress.start()

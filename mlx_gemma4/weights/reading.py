@@ -7,6 +7,7 @@ quality report live on.
 
 import math
 from collections.abc import Iterator
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -53,7 +54,7 @@ def read_rows(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> 
     row_bytes = tensor.nbytes // max(rows, 1)
     content = read_bytes(tensor, start * row_bytes, stop * row_bytes)
     shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
-    array = mx.array(np.frombuffer(content, bits).reshape(shape))
+    array = mx.array(cast(Any, np.frombuffer(content, bits).reshape(shape)))
     return array if array.dtype == dtype else array.view(dtype)
 
 

@@ -11,17 +11,19 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from fake_hub import NAME, FakeHub
 from PIL import Image
 from random_checkpoint import Size, write_checkpoint
 from tiny_tokenizer import write_tiny_checkpoint
 
 from mlx_gemma4.cli import main
+from mlx_gemma4.processing.processor import PreparedPrompt, Processor
+from mlx_gemma4.processing.tokenizer import Tokenizer
 
 Arguments = list[str]
 
@@ -124,16 +126,10 @@ def no_tokenizer(place: Place) -> Arguments:
 
 
 def full_disk(place: Place) -> Arguments:
-    import huggingface_hub
-
-    def download(*_: Any, dry_run: bool = False, **__: Any) -> list[SimpleNamespace]:
-        file = {"filename": "model.safetensors", "will_download": True, "file_size": 10**18}
-        path = str(place.folder / "model.safetensors")
-        assert dry_run, "there is no room"
-        return [SimpleNamespace(**file, commit_hash="1", local_path=path)]
-
-    place.patch.setattr(huggingface_hub, "snapshot_download", download)
-    return ["--model", "google/gemma-4-12B-it", "hi"]
+    hub = FakeHub(place.checkpoint, place.folder / "cache")
+    hub.size = 10**18
+    hub.connect(place.patch)
+    return ["--model", NAME, "hi"]
 
 
 # Pictures.
@@ -220,6 +216,17 @@ def video_without_extra(place: Place) -> Arguments:
 
 
 # Prompts and options.
+
+
+def misplaced_media(place: Place) -> Arguments:
+    return place.ask("--image", str(place.data / "shapes.png"), "<|image|> and <|image|>")
+
+
+def tools_without_template(place: Place) -> Arguments:
+    folder = place.copy()
+    (folder / "chat_template.jinja").unlink()
+    tools = place.file("tools.json", b'[{"function": {"name": "look"}}]')
+    return place.ask("--tools", tools, "hi", model=folder)
 
 
 def empty_prompt(place: Place) -> Arguments:
@@ -318,6 +325,8 @@ CASES: list[tuple[Callable[[Place], Arguments], str]] = [
     (already_quantized_bits, "allowed are 4, 8"),
     (broken_messages, "messages.json is not JSON"),
     (tool_without_name, "tools[0].function has no name"),
+    (misplaced_media, "2 places for image"),
+    (tools_without_template, "so it knows no tools"),
 ]
 
 
@@ -363,6 +372,54 @@ def test_media_are_read_before_the_weights(
     place.patch.setattr("mlx_gemma4.api.load", load)
     assert main(["generate", *mistake(place)]) == 2
     assert "loaded" not in capfd.readouterr().err
+
+
+BEFORE_WEIGHTS = (text_as_image, image_bomb, image_without_front_end, nan_audio, text_as_audio)
+BEFORE_WEIGHTS += (audio_without_front_end, m4a_without_extra, broken_video, video_without_extra)
+BEFORE_WEIGHTS += (too_long_prompt, misplaced_media, tools_without_template)
+
+
+@pytest.mark.parametrize("mistake", BEFORE_WEIGHTS, ids=[make.__name__ for make in BEFORE_WEIGHTS])
+def test_a_bad_prompt_is_known_before_the_hub_is_asked_for_weights(
+    mistake: Callable[[Place], Arguments], place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = mistake(place)
+    at = arguments.index("--model") + 1
+    hub = FakeHub(Path(arguments[at]), place.folder / "cache")
+    hub.connect(place.patch)
+    arguments[at] = NAME
+    assert main(["generate", *arguments]) == 2
+    assert dict(CASES)[mistake] in capfd.readouterr().err
+    assert "tokenizer.json" in hub.fetched
+    assert not [name for name in hub.planned + hub.fetched if "safetensors" in name]
+
+
+def test_a_good_prompt_is_prepared_once_and_then_the_weights_come(
+    place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub = FakeHub(place.checkpoint, place.folder / "cache")
+    hub.connect(place.patch)
+    fetched_when_prepared: list[list[str]] = []
+    tokenizers: list[Path] = []
+    prepare, read_backend = Processor.prepare, Tokenizer._backend.func
+
+    def note_prepare(self: Processor, *arguments: Any, **options: Any) -> PreparedPrompt:
+        fetched_when_prepared.append(list(hub.fetched))
+        return prepare(self, *arguments, **options)
+
+    def note_read(self: Tokenizer) -> Any:
+        tokenizers.append(self.path)
+        return read_backend(self)
+
+    place.patch.setattr(Processor, "prepare", note_prepare)
+    place.patch.setattr(Tokenizer._backend, "func", note_read)
+    picture = str(place.data / "shapes.png")
+    assert main(["generate", *place.ask("--image", picture, "hi", model=Path(NAME))]) == 0
+    (before,) = fetched_when_prepared
+    assert "config.json" in before
+    assert "model.safetensors" not in before
+    assert hub.fetched == [*before, "model.safetensors"]
+    assert tokenizers == [hub.folder / "tokenizer.json"]
 
 
 def write_image(size: tuple[int, int]) -> Callable[[Place], Arguments]:

@@ -1,0 +1,159 @@
+"""Source: a checkpoint to convert, the model itself or its drafter."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_gemma4.config import FULL_ATTENTION, Config, QuantizationSettings
+from mlx_gemma4.config.section import Section, read_json
+from mlx_gemma4.errors import CheckpointError
+from mlx_gemma4.weights import StoredTensor, canonical_name, open_checkpoint
+from mlx_gemma4.weights.checkpoint import read_headers
+from mlx_gemma4.weights.header import MAX_LISTED
+
+ASSISTANT = "gemma4_unified_assistant"
+
+# What goes along unchanged; the card and config.json are written anew.
+COPIED_FILES = (
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+_MATRIX = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint whose headers fit its config.
+
+    Attributes:
+        name: As the user gave it.
+        folder: Where it lies.
+        config: All of config.json.
+        tensors: By canonical name.
+        quantization: Of each module that is stored quantized, by canonical path.
+        notes: What was left out: one line each.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    quantization: Mapping[str, QuantizationSettings]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_assistant(self) -> bool:
+        """Whether this is a drafter, whose tensors keep the names that they have."""
+        return self.config.get("model_type") == ASSISTANT
+
+    @property
+    def files(self) -> list[Path]:
+        """The files with tensors."""
+        return sorted({tensor.file for tensor in self.tensors.values()})
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def matrices(self) -> list[str]:
+        """Return the canonical paths of the modules that have a matrix."""
+        return [
+            name.removesuffix(".weight")
+            for name, tensor in self.tensors.items()
+            if name.endswith(".weight") and len(tensor.shape) == _MATRIX
+        ]
+
+
+def open_source(folder: Path, name: str | None = None) -> Source:
+    """Check a checkpoint's config and headers; no tensor is read.
+
+    Raises:
+        CheckpointError: As `open_checkpoint`; ConfigError if the fault is in a config.
+    """
+    name = str(folder) if name is None else name
+    path = folder / "config.json"
+    document = dict(read_json(path)) if path.is_file() else {}
+    if document.get("model_type") == ASSISTANT:
+        return _open_assistant(folder, name, document)
+    config = Config.from_folder(folder)
+    checkpoint = open_checkpoint(folder, config)
+    return Source(
+        name,
+        folder,
+        document,
+        checkpoint.tensors,
+        checkpoint.quantization,
+        checkpoint.notes,
+    )
+
+
+def _open_assistant(folder: Path, name: str, document: dict[str, Any]) -> Source:
+    """Check a drafter against its config; its layers read the keys and values of the model."""
+    expected = _expected_assistant(folder, document)
+    stored = {canonical_name(key): tensor for key, tensor in read_headers(folder).items()}
+    problems = [f"{key} is missing" for key in expected if key not in stored]
+    problems += [f"{key} is unexpected" for key in stored if key not in expected]
+    problems += [
+        f"{key} is {tensor.dtype} {list(tensor.shape)} instead of floating point "
+        f"{list(expected[key])}"
+        for key, tensor in stored.items()
+        if key in expected and (tensor.shape != expected[key] or not tensor.is_float)
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{folder}: {len(problems)} tensors do not fit config.json; "
+            f"{'; '.join(problems[:MAX_LISTED])}; take all files from one checkpoint, or download "
+            "them again"
+        )
+    return Source(name, folder, document, stored, {})
+
+
+def _expected_assistant(folder: Path, document: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter of a drafter.
+
+    Source: transformers modeling_gemma4_unified_assistant.py; Google's file has these 48 tensors.
+    """
+    top = Section(document, "", str(folder / "config.json"))
+    text = top.section("text_config")
+    if text is None:
+        raise top.missing("text_config")
+    backbone = top.integer("backbone_hidden_size")
+    D = text.integer("hidden_size")
+    width = text.integer("intermediate_size")
+    heads = text.integer("num_attention_heads")
+    layer_types = text.get("layer_types")
+    if not isinstance(layer_types, list) or not layer_types:
+        raise text.error("layer_types", layer_types, "it must list the type of each layer")
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (text.integer("vocab_size"), D),
+        "norm.weight": (D,),
+        "pre_projection.weight": (D, 2 * backbone),
+        "post_projection.weight": (backbone, D),
+    }
+    for index, layer_type in enumerate(layer_types):
+        key = "global_head_dim" if layer_type == FULL_ATTENTION else "head_dim"
+        head_dim = text.integer(key)
+        layer = f"layers.{index}"
+        shapes[f"{layer}.layer_scalar"] = (1,)
+        for norm in (
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+        ):
+            shapes[f"{layer}.{norm}.weight"] = (D,)
+        shapes[f"{layer}.self_attn.q_proj.weight"] = (heads * head_dim, D)
+        shapes[f"{layer}.self_attn.o_proj.weight"] = (D, heads * head_dim)
+        shapes[f"{layer}.self_attn.q_norm.weight"] = (head_dim,)
+        shapes[f"{layer}.mlp.gate_proj.weight"] = (width, D)
+        shapes[f"{layer}.mlp.up_proj.weight"] = (width, D)
+        shapes[f"{layer}.mlp.down_proj.weight"] = (D, width)
+    return shapes
