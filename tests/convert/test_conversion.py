@@ -179,7 +179,7 @@ def test_float32_is_rounded_to_bfloat16_and_said(tmp_path: Path) -> None:
 # Never half-written.
 
 
-class Interruption(Exception):
+class InterruptionError(Exception):
     """What a test interrupts a conversion with."""
 
 
@@ -190,7 +190,7 @@ def interrupt_after(num_shards: int, monkeypatch: pytest.MonkeyPatch) -> Callabl
     def write(shard: Any, file: Path, **options: Any) -> dict[str, str]:
         if written[0] == num_shards:
             file.write_bytes(b"half of a file")
-            raise Interruption
+            raise InterruptionError
         written[0] += 1
         return real(shard, file, **options)
 
@@ -216,7 +216,7 @@ def test_an_interrupted_run_goes_on_and_ends_byte_identical(
     assert whole.kept_shards == 0
     mend = interrupt_after(2, monkeypatch)
     target = tmp_path / "target"
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         run(source, "q4", target)
     assert not target.exists()
     assert partial_folder_of(target).is_dir()
@@ -234,7 +234,7 @@ def test_work_of_another_run_is_never_mixed_in(
 ) -> None:
     copy = Path(shutil.copytree(source, tmp_path / "source"))
     mend = interrupt_after(2, monkeypatch)
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         run(copy, "q4", tmp_path / "out")
     mend()
     partial = partial_folder_of(tmp_path / "out")
@@ -299,7 +299,7 @@ def test_a_good_target_survives_a_failed_replacement(
     run(source, "q4", tmp_path / "out")
     before = contents(tmp_path / "out")
     interrupt_after(0, monkeypatch)
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         run(source, "q8", tmp_path / "out", force=True)
     assert contents(tmp_path / "out") == before
 
