@@ -252,6 +252,7 @@ def test_a_hub_name_is_downloaded_once_config_first(hub: FakeHub) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
         "chat_template.jinja",
+        "README.md",
         "model.safetensors",
     }
     hub.fetched.clear()

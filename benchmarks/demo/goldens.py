@@ -114,8 +114,11 @@ def write_prompts() -> list[Prompt]:
             images=["picture2.png"],
         )
     )
-    while len(prompts) < 50:
-        task = text.write_text(rng, held_out=True)
+    # By name, so that another mix of training tasks asks the same.
+    tasks = [text.write_words(rng, task, held_out=True) for task in ("copy", "reverse", "upper")]
+    tasks += [text.write_sum(rng, held_out=True, thinking=index < 3) for index in range(5)]
+    tasks += [text.write_call(rng, held_out=True) for _ in range(50 - len(prompts) - len(tasks))]
+    for task in tasks:
         tools = [words.TOOLS[name] for name in task.tools] or None
         prompts.append(Prompt(task.question, thinking=task.thinking, tools=tools))
     return prompts

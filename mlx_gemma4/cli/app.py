@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from mlx_gemma4 import __version__
-from mlx_gemma4.cli import convert, demo, generate, inspect, upload, verify
+from mlx_gemma4.cli import convert, demo, evaluate, generate, inspect, upload, verify
 from mlx_gemma4.cli.commands import Command, Group
 
 # Help in plain text: rendering it with rich takes longer than everything else that --help does.
@@ -22,6 +22,7 @@ app.command(cls=Command)(inspect.inspect)
 app.command(cls=Command)(demo.demo)
 app.command(cls=Command)(convert.convert)
 app.command(cls=Command)(verify.verify)
+app.command(cls=Command)(evaluate.evaluate)
 app.command(cls=Command)(upload.upload)
 
 

@@ -21,7 +21,7 @@ Recipe = Annotated[
         "--recipe",
         "-r",
         metavar="NAME",
-        help="q4, q8, mixed-4-8, mxfp4, nvfp4, mxfp8, qat-q4_0, bf16, or a .toml file.",
+        help="q4, q4-awq, q8, mixed-4-8, mxfp4, nvfp4, mxfp8, qat-q4_0, bf16, or a .toml file.",
     ),
 ]
 Output = Annotated[
@@ -35,6 +35,9 @@ Output = Annotated[
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show size, memory, and time; write nothing.")
+]
+Report = Annotated[
+    bool, typer.Option("--report", help="Compare the result with the source, for the model card.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")]
 NoResume = Annotated[
@@ -50,6 +53,7 @@ def convert(
     recipe: Recipe = "q4",
     output: Output = None,
     dry_run: DryRun = False,
+    report: Report = False,
     force: Force = False,
     no_resume: NoResume = False,
     allow_nan: AllowNan = False,
@@ -75,6 +79,7 @@ def convert(
     from mlx_gemma4.convert.conversion import partial_folder_of
 
     target = Path(output).expanduser() if output else Path(_default_output(checkpoint, chosen.name))
+    evaluate = _compare_with(source.folder) if report else None
     try:
         with ProgressBar(f"converting to {chosen.name}", in_bytes=True) as bar:
             done = run(
@@ -85,6 +90,7 @@ def convert(
                 resume=not no_resume,
                 allow_nan=allow_nan,
                 progress=bar.update,
+                evaluate=evaluate,
             )
     except KeyboardInterrupt:
         if partial_folder_of(target).exists():
@@ -119,6 +125,20 @@ def convert(
 def _default_output(checkpoint: str, recipe: str) -> str:
     """Return gemma-4-12b-it-q4 for google/gemma-4-12B-it."""
     return f"{Path(checkpoint).name.lower()}-{recipe}"
+
+
+def _compare_with(reference: Path) -> Any:
+    """Return what measures a finished folder against its source."""
+
+    def evaluate(folder: Path) -> dict[str, Any]:
+        from mlx_gemma4.evaluation.compare import compare
+        from mlx_gemma4.evaluation.prompts import bundled_prompts
+
+        with ProgressBar("comparing with the source") as bar:
+            report = compare(folder, reference, bundled_prompts("report"), progress=bar.update)
+        return report.to_dict()
+
+    return evaluate
 
 
 def _document(plan: "ConversionPlan") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mlx_gemma4.convert.plan import PlannedParameter
 from mlx_gemma4.convert.q4_0 import fit_rows
 from mlx_gemma4.errors import CheckpointError
 from mlx_gemma4.weights import read_bytes, read_rows, row_blocks
+from mlx_gemma4.weights.compressed_tensors import symmetric_biases
 
 # Of the source, in one step: small beside what Python and MLX take themselves.
 BLOCK_BYTES = 16 << 20
@@ -67,8 +68,10 @@ def encode_block(
     """Read rows start..stop of a parameter and return what is written for them."""
     if parameter.is_copied and factors is None:
         return _copy_block(parameter, start, stop)
+    if parameter.stored_settings and parameter.stored_settings == parameter.settings:
+        return _take_over_block(parameter, start, stop)
     rows = read_plain_rows(parameter, start, stop)
-    is_finite = bool(mx.isfinite(rows).all())
+    is_finite = _are_finite(rows)
     if factors is not None:
         rows = _apply(factors, rows, start, stop)
     settings, weight = parameter.settings, parameter.parts["weight"]
@@ -103,7 +106,7 @@ def encode_block(
 def read_plain_rows(parameter: PlannedParameter, start: int, stop: int) -> mx.array:
     """Return rows start..stop as floating point: of the file, or dequantized in float32."""
     settings = parameter.stored_settings
-    stored = {part: read_rows(tensor, start, stop) for part, tensor in parameter.stored.items()}
+    stored = _read_stored(parameter, start, stop)
     if settings is None:
         return stored["weight"]
     is_affine = settings.mode == "affine"
@@ -118,6 +121,26 @@ def read_plain_rows(parameter: PlannedParameter, start: int, stop: int) -> mx.ar
     )
 
 
+def _read_stored(parameter: PlannedParameter, start: int, stop: int) -> dict[str, mx.array]:
+    """Return rows of all parts; biases that compressed-tensors leaves out follow from scales."""
+    settings = parameter.stored_settings
+    stored = {part: read_rows(tensor, start, stop) for part, tensor in parameter.stored.items()}
+    if settings and settings.mode == "affine" and "biases" not in stored:
+        stored["biases"] = symmetric_biases(stored["scales"], settings.bits)
+    return stored
+
+
+def _take_over_block(parameter: PlannedParameter, start: int, stop: int) -> Block:
+    """Return the parts of rows that are quantized as they should be, in another notation."""
+    stored = _read_stored(parameter, start, stop)
+    is_finite = stored["scales"].dtype == mx.uint8 or _are_finite(stored["scales"])
+    content = {
+        part: _bytes_of(stored[part].astype(_MLX_DTYPES.get(tensor.dtype, stored[part].dtype)))
+        for part, tensor in parameter.parts.items()
+    }
+    return Block(parameter, start, stop, content, is_finite)
+
+
 def _copy_block(parameter: PlannedParameter, start: int, stop: int) -> Block:
     content: dict[str, memoryview] = {}
     is_finite = True
@@ -129,14 +152,24 @@ def _copy_block(parameter: PlannedParameter, start: int, stop: int) -> Block:
 
 
 def _is_finite(content: memoryview, dtype: str) -> bool:
-    """Whether no exponent is all ones: a look at the bits, without a conversion."""
-    bits, exponent = {
-        "BF16": (np.uint16, 0x7F80),
-        "F16": (np.uint16, 0x7C00),
-        "F32": (np.uint32, 0x7F800000),
+    """Whether no exponent is all ones.
+
+    A look at the bits: without its sign a number is the larger, the larger its bits are.  MLX's
+    isfinite takes as long as the quantization.
+    """
+    bits, least = {
+        "BF16": (np.uint16, 0xFF00),
+        "F16": (np.uint16, 0xF800),
+        "F32": (np.uint32, 0xFF000000),
     }[dtype]
-    values = np.frombuffer(content, bits)
-    return not bool(((values & exponent) == exponent).any())
+    values: Any = np.frombuffer(content, bits)
+    return not values.size or int((values << 1).max()) < least
+
+
+def _are_finite(rows: mx.array) -> bool:
+    """Whether all values are finite."""
+    dtype = next(name for name, dtype in _MLX_DTYPES.items() if dtype == rows.dtype)
+    return _is_finite(_bytes_of(rows), dtype)
 
 
 def _apply(factors: Factors, rows: mx.array, start: int, stop: int) -> mx.array:

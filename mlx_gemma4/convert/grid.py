@@ -37,7 +37,7 @@ def find_scale_dtypes(
         if progress:
             progress(done, total)
     notes = []
-    for dtype, name in (("F16", "float16"), ("F32", "float32")):
+    for dtype, name, other in (("F16", "float16", "bfloat16"), ("F32", "float32", "16-bit")):
         matrices = [scale for scale in found.values() if scale.dtype == dtype]
         if matrices:
             blocks = sum(scale.num_blocks for scale in matrices)
@@ -47,7 +47,7 @@ def find_scale_dtypes(
             )
             notes.append(
                 f"{len(matrices)} of {len(found)} matrices have {name} scales: {beyond:,} of their "
-                f"{blocks:,} blocks have no narrower one that gives their values bit for bit"
+                f"{blocks:,} blocks have no {other} one that gives their values bit for bit"
             )
     if zeros := sum(scale.num_negative_zeros for scale in found.values()):
         notes.append(f"{zeros:,} weights that were -0 became +0")

@@ -3,7 +3,7 @@
 For a 4-bit code `mx.quantize` on a CPU compares every weight with all sixteen values of the format,
 which takes the best part of an hour for the 12B.  A code follows from 16 bits of weight / scale, so
 here it is looked up, in a table that MLX's own operations have filled.  Codes and scales are those
-of `mx.quantize` on the CPU, bit for bit, at thirteen times its speed.
+of `mx.quantize` on the CPU, bit for bit, more than ten times as fast.
 
 On a GPU, and for mxfp8 anywhere, `mx.quantize` itself is used.  Metal's rounds ties to even, where
 the CPU's rounds them towards zero: a conversion on a Mac differs from one on Linux in those codes.

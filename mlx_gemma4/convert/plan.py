@@ -92,9 +92,8 @@ class PlannedParameter:
     @property
     def is_copied(self) -> bool:
         """Whether its bytes go over as they are."""
-        same = all(
-            part in self.parts and self.parts[part].dtype == tensor.dtype
-            for part, tensor in self.stored.items()
+        same = self.stored.keys() == self.parts.keys() and all(
+            self.parts[part].dtype == tensor.dtype for part, tensor in self.stored.items()
         )
         return same and self.stored_settings == self.settings
 
@@ -315,7 +314,8 @@ def _plan_parameter(
     prefix = output.removesuffix(".weight")
     if settings.mode == "affine":
         floats = stored["scales"].dtype if stored_settings else stored["weight"].dtype
-        floats = scale_dtype or ("BF16" if floats == "F32" else floats)
+        is_rounded = floats == "F32" and stored_settings is None
+        floats = scale_dtype or ("BF16" if is_rounded else floats)
         parts["scales"] = OutputTensor(f"{prefix}.scales", floats, groups)
         parts["biases"] = OutputTensor(f"{prefix}.biases", floats, groups)
     else:

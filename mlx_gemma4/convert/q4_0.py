@@ -36,7 +36,7 @@ from mlx_gemma4.errors import CheckpointError
 BLOCK_SIZE = 32
 
 # Weights in one step: its arrays stay in a core's cache.
-_STEP_WEIGHTS = 1 << 16
+_STEP_WEIGHTS = 1 << 17
 # Largest magnitude of code - 8 in a block.  4, 2, and 1 are found as 8, and 3 as 6.
 _PEAKS = (8, 7, 6, 5)
 # Bits of a bfloat16 below which steps could be subnormal, so that ratios no longer tell codes.

@@ -94,7 +94,8 @@ class LanguageModel(nn.Module):
 
         The factor is rounded to the embeddings' dtype, as the model was trained.
         """
-        x = self.embed_tokens(input_ids)
+        # Some quantization modes dequantize to bfloat16 alone.
+        x = self.embed_tokens(input_ids).astype(self.norm.weight.dtype)
         return x * mx.array(self.config.hidden_size**0.5, x.dtype)
 
     def __call__(

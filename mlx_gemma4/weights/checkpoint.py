@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlx_gemma4.config import Config, QuantizationSettings
 from mlx_gemma4.errors import CheckpointError
+from mlx_gemma4.weights.compressed_tensors import rename_packed
 from mlx_gemma4.weights.files import INDEX_FILE, find_files
 from mlx_gemma4.weights.header import FLOATS, StoredTensor, listed, read_header, shown
 from mlx_gemma4.weights.names import canonical_name, expected_tensors
@@ -28,7 +29,8 @@ class Checkpoint:
     Attributes:
         folder: Where it lies.
         config: As given, but without a front end that has no tensors.
-        tensors: By canonical name; exactly the model's parameters.
+        tensors: By canonical name; exactly the model's parameters, but for the biases of symmetric
+            modules.
         quantization: Of each module that is stored quantized, by canonical path.
         notes: What was left out: one line each.
     """
@@ -38,6 +40,18 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     quantization: Mapping[str, QuantizationSettings]
     notes: tuple[str, ...] = ()
+
+    @property
+    def symmetric(self) -> tuple[str, ...]:
+        """Modules of affine mode without stored biases: they follow from the scales.
+
+        See `compressed_tensors.symmetric_biases`.
+        """
+        return tuple(
+            path
+            for path, settings in self.quantization.items()
+            if settings.mode == "affine" and f"{path}.biases" not in self.tensors
+        )
 
     @property
     def disk_bytes(self) -> int:
@@ -58,6 +72,8 @@ class Checkpoint:
                 total += count * quantize // 8 + 2 * item_bytes * count // QUANTIZE_GROUP_SIZE
             else:
                 total += count * item_bytes if tensor.is_float else tensor.nbytes
+        for path in self.symmetric:
+            total += math.prod(self.tensors[f"{path}.scales"].shape) * item_bytes
         return total
 
 
@@ -82,6 +98,7 @@ def open_checkpoint(folder: str | Path, config: Config) -> Checkpoint:
     notes: list[str] = []
     _drop_tied_head(folder, tensors, notes)
     config = _match_front_ends(config, tensors, notes)
+    rename_packed(folder, config.quantization, tensors)
     quantization = _find_quantized(folder, config, tensors)
     _check_tensors(folder, config, tensors, quantization)
     return Checkpoint(folder, config, tensors, quantization, tuple(notes))
@@ -184,10 +201,11 @@ def _check_tensors(
 ) -> None:
     """Compare names, shapes, and dtypes with what the config asks for."""
     expected = {name: (shape, FLOATS) for name, shape in expected_tensors(config).items()}
+    is_symmetric = config.quantization is not None and config.quantization.is_pack_quantized
     for path, settings in quantization.items():
         shape, _ = expected.get(f"{path}.weight", ((), ()))
         if len(shape) == 2:
-            expected.update(_expected_quantized(path, shape, settings))
+            expected.update(_expected_quantized(path, shape, settings, is_symmetric))
     problems: list[str] = []
     if missing := [name for name in expected if name not in tensors]:
         problems.append(f"{len(missing)} missing{_front_end_of(missing)}: {listed(missing)}")
@@ -216,7 +234,7 @@ def _check_tensors(
 
 
 def _expected_quantized(
-    path: str, shape: tuple[int, ...], settings: QuantizationSettings
+    path: str, shape: tuple[int, ...], settings: QuantizationSettings, is_symmetric: bool
 ) -> dict[str, tuple[tuple[int, ...], tuple[str, ...]]]:
     """Return shapes and dtypes of a quantized matrix [out, in], packed along its rows."""
     rows, columns = shape
@@ -226,7 +244,7 @@ def _expected_quantized(
         f"{path}.weight": ((rows, columns * settings.bits // 32), ("U32",)),
         f"{path}.scales": (groups, FLOATS if is_affine else ("U8",)),
     }
-    if is_affine:
+    if is_affine and not is_symmetric:
         parts[f"{path}.biases"] = (groups, FLOATS)
     return parts
 

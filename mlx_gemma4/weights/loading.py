@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx_gemma4.config import QuantizationSettings
 from mlx_gemma4.errors import OptionError
 from mlx_gemma4.weights.checkpoint import QUANTIZE_GROUP_SIZE, Checkpoint, is_quantizable
+from mlx_gemma4.weights.compressed_tensors import symmetric_biases
 
 QUANTIZE_BITS = (4, 8)
 
@@ -68,6 +69,11 @@ def load_weights(
         progress(len(names), len(names))
     for name, array in lazy.items():
         arrays[name] = array.astype(dtype) if checkpoint.tensors[name].is_float else array
+    for path in checkpoint.symmetric:
+        # From scales in the dtype in which both are used: code and bias then cancel out exactly.
+        scales = arrays[f"{path}.scales"]
+        arrays[f"{path}.biases"] = symmetric_biases(scales, checkpoint.quantization[path].bits)
+        arrays[f"{path}.weight"] = arrays[f"{path}.weight"].view(mx.uint32)
     return arrays, settings
 
 
