@@ -116,7 +116,12 @@ def assert_as_before(terminal: Terminal, screen: list[str]) -> None:
     """The bar is gone, the cursor is back, stderr is the terminal, and no thread still draws."""
     assert wait_for(lambda: terminal.is_cursor_shown and terminal.screen == screen), terminal.output
     assert sys.stderr is terminal.stream
-    assert not [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
+    assert wait_for(lambda: not is_still_drawing()), threading.enumerate()
+
+
+def is_still_drawing() -> bool:
+    """Whether rich's thread is there; it ends at its next tick."""
+    return any("Refresh" in type(thread).__name__ for thread in threading.enumerate())
 
 
 def test_a_bar_is_there_until_the_work_is_done(
