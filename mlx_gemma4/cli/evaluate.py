@@ -81,9 +81,10 @@ def evaluate(
         print(json.dumps(document, ensure_ascii=False, indent=2))
         return 0
     _print_report(report, with_prompts=verbose)
+    count = report.kinds["all"].prompts
     print(
-        f"\n{checkpoint} against {against}, {report.kinds['all'].prompts:,} prompts; KL in nats, 0 "
-        "is no difference"
+        f"\n{checkpoint} against {against}, {count:,} prompt{'s' * (count != 1)}; KL in nats, 0 is "
+        "no difference"
     )
     for note in report.notes:
         say(f"note: {note}")

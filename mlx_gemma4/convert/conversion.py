@@ -7,6 +7,7 @@ the end.  Until then the target is as it was.
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gemma4 import __version__
+from mlx_gemma4.convert import awq
 from mlx_gemma4.convert.card import write_card
 from mlx_gemma4.convert.encode import Factors
 from mlx_gemma4.convert.grid import find_scale_dtypes
@@ -76,7 +78,8 @@ def convert(
         resume: Go on with what an interrupted run has finished.
         allow_nan: Take over values that are not finite.
         progress: Called with (bytes of the source done, bytes in all).
-        learn: Returns learned factors; it may keep its own work in the folder that it is given.
+        learn: Returns learned factors; it may keep its own work in the folder that it is given,
+            and removes none.  None is what the recipe asks for.
         evaluate: Returns the quality of the finished folder, before it takes its name.
 
     Raises:
@@ -84,9 +87,14 @@ def convert(
         CheckpointError: The source is damaged, or the disk has too little room.
     """
     _check_target(source, target, force)
+    if recipe.learned == "awq":
+        awq.check_source(source, recipe)
     notes = list(source.notes)
     with _partial_folder(target) as partial:
         plan = plan_conversion(source, recipe)
+        if learn is None and recipe.learned == "awq":
+            awq.check_learnable(plan)  # before what an earlier run has done is touched
+            learn = functools.partial(awq.learn, progress=progress)
         state = _State(partial / _PROGRESS_FILE, _key_of(source, recipe, allow_nan))
         if state.is_there and not state.is_ours:
             notes.append(
@@ -103,6 +111,7 @@ def convert(
             plan = plan_conversion(source, recipe, scale_dtypes=found["scale_dtypes"])
             notes += found["notes"]
         kept = _write_shards(plan, partial, state, allow_nan, progress, learn)
+        (partial / awq.FACTORS_FILE).unlink(missing_ok=True)  # they are in the shards now
         if any(
             tensor.dtype == "F32" and part.dtype == "BF16"
             for parameter in plan.parameters()
@@ -136,7 +145,10 @@ def _write_shards(
     done = 0
     missing = [shard for shard in plan.shards if shard.file not in state.shards]
     _check_room(plan, partial, sum(shard.nbytes for shard in missing))
-    factors = learn(plan, partial) if learn and missing else {}
+    factors: Mapping[str, Factors] = {}
+    if learn and missing:
+        state.put("shards", dict(state.shards))  # says of what source and recipe its work is
+        factors = learn(plan, partial)
 
     def on_block(count: int) -> None:
         nonlocal done

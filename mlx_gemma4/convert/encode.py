@@ -88,7 +88,7 @@ def encode_block(
     elif settings.mode == "affine":
         floats = _MLX_DTYPES[parameter.parts["scales"].dtype]
         # The dtype of the rows is that of the scales against which codes are rounded.
-        rows = rows.astype(floats) if factors is None else rows
+        rows = rows.astype(floats)
         packed, scales, biases = mx.quantize(
             rows, group_size=settings.group_size, bits=settings.bits, mode="affine"
         )

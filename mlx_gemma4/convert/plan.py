@@ -17,7 +17,7 @@ from mlx_gemma4.errors import OptionError
 from mlx_gemma4.weights import INDEX_FILE, SINGLE_FILE, StoredTensor
 from mlx_gemma4.weights.header import ITEM_BYTES
 
-SHARD_BYTES = 2 << 30
+SHARD_BYTES = 1 << 30
 # Matrices that a checkpoint may lack: a recipe may name them all the same.
 _FRONT_END_MATRICES = (
     "vision_embedder.patch_dense",

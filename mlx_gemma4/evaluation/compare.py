@@ -24,8 +24,8 @@ _RARE = 0.999
 # Rows of the head in float32 at a time, and positions for which their logits are made at a time.
 _HEAD_BLOCK_BYTES = 32 << 20
 _POSITION_BLOCK = 1024
-# What float64 sums over one block of logits, and one prompt in one layer, take at most.
-_WORK_BYTES = 400_000_000
+# Beside layer and states: Python, a matrix while it is read, sums over one block of logits.
+_WORK_BYTES = 600_000_000
 
 Progress = Callable[[int, int], None]
 

@@ -79,7 +79,8 @@ class LayerwiseRun:
 
     Memory holds a layer, the states, and what one prompt needs in one layer.  On the 12B that is
     0.9 GB for the layer and 15 KiB a position for the states: about 90 MB for either part of the
-    bundled set.
+    bundled set.  A process that compared checkpoints with layers and an embedding of these shapes
+    took 1.5 GB at its peak.
 
     Args:
         checkpoint: From `open_checkpoint`, quantized or not.

@@ -6,27 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 from quantized_checkpoint import write_quantized
 from random_checkpoint import Size, write_checkpoint
 
-from mlx_gemma4.cli import app as program
-from mlx_gemma4.cli import evaluate, main
-from mlx_gemma4.cli.commands import Command, Group
+from mlx_gemma4.cli import main
 from mlx_gemma4.evaluation import prompts as bundled
 
 SMALL = Size(64, 128, 6, 2, 1, 32, 512, 32, 1280)
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the program have the command, whatever else it has."""
-    app = typer.Typer(
-        cls=Group, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True
-    )
-    app.command(cls=Command)(evaluate.evaluate)
-    app.callback()(lambda: None)
-    monkeypatch.setattr(program, "app", app)
 
 
 @pytest.fixture(scope="module")

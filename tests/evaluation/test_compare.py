@@ -236,11 +236,11 @@ def test_values_that_are_not_finite_are_named(small: Path, copy: Path) -> None:
 def test_prompts_that_do_not_fit_into_memory_are_refused(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = MemoryLimit(410_000_000, "this machine can hold")
+    limit = MemoryLimit(610_000_000, "this machine can hold")
     monkeypatch.setattr(module, "machine_limit", lambda: limit)
     assert isinstance(compare(small, small, PROMPTS), QualityReport)
-    monkeypatch.setattr(module, "machine_limit", lambda: replace(limit, limit_bytes=400_000_000))
-    with pytest.raises(MemoryLimitError, match=r"a layer and \d+ positions; .* 400\.0 MB; give"):
+    monkeypatch.setattr(module, "machine_limit", lambda: replace(limit, limit_bytes=600_000_000))
+    with pytest.raises(MemoryLimitError, match=r"a layer and \d+ positions; .* 600\.0 MB; give"):
         compare(small, small, PROMPTS)
 
 
