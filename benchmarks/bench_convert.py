@@ -87,6 +87,8 @@ def run(options: argparse.Namespace, pythons: dict[str, str]) -> list[dict[str, 
                         shutil.rmtree(target, ignore_errors=True)
                     if turn:
                         runs[program].append(figures)
+            if not runs[OWN]:
+                continue  # nothing to compare with; what failed has been said
             own = medians(runs[OWN])
             for program, measured in runs.items():
                 if measured:
