@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx_gemma4.cache import LayerCache
 from mlx_gemma4.config import TextConfig
 from mlx_gemma4.kernels.interval_attention import IntervalMask, interval_attention
+from mlx_gemma4.model.linear import Linear
 from mlx_gemma4.model.rope import RoPE
 
 
@@ -29,10 +30,10 @@ class SlidingAttention(nn.Module):
         self.num_key_value_heads = config.num_key_value_heads
         self.eps = config.rms_norm_eps
         D, H, K = config.hidden_size, self.num_heads, self.num_key_value_heads
-        self.q_proj = nn.Linear(D, H * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(D, K * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(D, K * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(H * self.head_dim, D, bias=False)
+        self.q_proj = Linear(D, H * self.head_dim, bias=False)
+        self.k_proj = Linear(D, K * self.head_dim, bias=False)
+        self.v_proj = Linear(D, K * self.head_dim, bias=False)
+        self.o_proj = Linear(H * self.head_dim, D, bias=False)
         self.q_norm = nn.RMSNorm(self.head_dim, self.eps)
         self.k_norm = nn.RMSNorm(self.head_dim, self.eps)
         self._rope = rope
@@ -71,9 +72,9 @@ class GlobalAttention(nn.Module):
         self.num_key_value_heads = config.num_global_key_value_heads
         self.eps = config.rms_norm_eps
         D, H, K = config.hidden_size, self.num_heads, self.num_key_value_heads
-        self.q_proj = nn.Linear(D, H * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(D, K * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(H * self.head_dim, D, bias=False)
+        self.q_proj = Linear(D, H * self.head_dim, bias=False)
+        self.k_proj = Linear(D, K * self.head_dim, bias=False)
+        self.o_proj = Linear(H * self.head_dim, D, bias=False)
         self.q_norm = nn.RMSNorm(self.head_dim, self.eps)
         self.k_norm = nn.RMSNorm(rope.dims, self.eps)
         self._rope = rope

@@ -9,6 +9,7 @@ from mlx_gemma4.cache import LayerCache, PromptCache
 from mlx_gemma4.config import TextConfig
 from mlx_gemma4.kernels.interval_attention import IntervalMask
 from mlx_gemma4.model.attention import GlobalAttention, SlidingAttention
+from mlx_gemma4.model.linear import Linear
 from mlx_gemma4.model.rope import RoPE
 
 
@@ -27,9 +28,9 @@ class MLP(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         """Build the three projections."""
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map x [B, L, D] to [B, L, D]."""

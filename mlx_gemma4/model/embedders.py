@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gemma4.config import AudioConfig, VisionConfig
+from mlx_gemma4.model.linear import Linear
 
 # nn.LayerNorm of the reference is built without an eps; this is torch's default.
 LAYER_NORM_EPS = 1e-5
@@ -25,7 +26,7 @@ class VisionEmbedder(nn.Module):
         super().__init__()
         dims = config.mm_embed_dim
         self.patch_ln1 = nn.LayerNorm(config.patch_dim, LAYER_NORM_EPS)
-        self.patch_dense = nn.Linear(config.patch_dim, dims)
+        self.patch_dense = Linear(config.patch_dim, dims)
         self.patch_ln2 = nn.LayerNorm(dims, LAYER_NORM_EPS)
         self.pos_embedding = mx.zeros((config.mm_posemb_size, 2, dims))
         self.pos_norm = nn.LayerNorm(dims, LAYER_NORM_EPS)
@@ -82,7 +83,7 @@ class MultimodalEmbedder(nn.Module):
         """Build the projection."""
         super().__init__()
         self.eps = config.rms_norm_eps
-        self.embedding_projection = nn.Linear(config.output_proj_dims, hidden_size, bias=False)
+        self.embedding_projection = Linear(config.output_proj_dims, hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Project x [M, output_proj_dims] to soft tokens [M, hidden_size]."""
