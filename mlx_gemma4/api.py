@@ -19,6 +19,8 @@ from mlx_gemma4.generation.sampling import (
 from mlx_gemma4.generation.stream import GenerationResponse, GenerationResult, stream_response
 from mlx_gemma4.hub import find_checkpoint
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.kernels import registry
+from mlx_gemma4.kernels.kernel import Sizes
 from mlx_gemma4.memory import DEFAULT_CONTEXT, check_memory, machine_limit
 from mlx_gemma4.model.gemma4 import Gemma4
 from mlx_gemma4.model.intervals import ImageAttention
@@ -43,7 +45,9 @@ def load(
     image_attention: ImageAttention = "sliding",
     context_tokens: int = DEFAULT_CONTEXT,
     check_limits: bool = True,
+    tune: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    tune_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Gemma4, Processor]:
     """Return the model and the processor of a checkpoint.
 
@@ -60,11 +64,14 @@ def load(
         image_attention: Layers on which a picture's tokens see each other in both directions.
         context_tokens: Positions of prompt and answer to have memory for.
         check_limits: Refuse what this machine's memory cannot hold.
+        tune: On the first start with a GPU, also time the kernels, for at most 20 s.  Otherwise
+            those that pass their check run, faster or not.
         progress: Called with (matrices done, matrices in all) while quantizing.
+        tune_progress: Called with (steps done, steps in all) while kernels are checked and timed.
 
     Returns:
-        The model, with `generation_config` and `notes` (what was left out of the checkpoint, one
-        line each), and the processor.
+        The model, with `generation_config` and `notes` (what was left out of the checkpoint, and
+        which kernels failed here, one line each), and the processor.
 
     Raises:
         CheckpointError: It cannot be found, downloaded, read, or trusted; ConfigError if the fault
@@ -91,7 +98,9 @@ def load(
     )
     model = Gemma4.from_weights(checkpoint.config, weights, quantization, image_attention)
     model.generation_config = generation_config
-    model.notes = checkpoint.notes
+    sizes = Sizes.from_config(checkpoint.config.text_config, chosen_dtype)
+    kernel_notes = registry.prepare(sizes, tune=tune, progress=tune_progress)
+    model.notes = (*checkpoint.notes, *kernel_notes)
     return model, processor
 
 

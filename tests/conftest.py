@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from random_checkpoint import write_checkpoint
 
+pytest_plugins = ["metal_sim.plugin"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOOGLE_CHECKPOINT = REPOSITORY.parent / "shared" / "checkpoint" / "it"
 GOOGLE_FILES = ("config.json", "tokenizer.json", "chat_template.jinja", "processor_config.json")
@@ -19,7 +21,10 @@ NETWORK_SWITCH = "MLX_GEMMA4_NETWORK_TESTS"
 if NETWORK_SWITCH not in os.environ:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "mlx-gemma4-no-hub")
-os.environ.pop("MLX_GEMMA4_MODEL", None)
+for variable in ("MLX_GEMMA4_MODEL", "MLX_GEMMA4_KERNELS"):
+    os.environ.pop(variable, None)
+# On a Mac loading a model checks its kernels and times them: not into the user's own file.
+os.environ["MLX_GEMMA4_CACHE"] = str(Path(tempfile.gettempdir()) / "mlx-gemma4-test-cache")
 
 
 def is_ci() -> bool:

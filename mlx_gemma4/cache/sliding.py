@@ -9,6 +9,8 @@ means moving a counter.
 import mlx.core as mx
 import numpy as np
 
+from mlx_gemma4.kernels.ring_rows import RingRows
+
 # Slots are allocated in steps, so that a short prompt does not pay for a whole window.
 GROWTH = 256
 
@@ -54,31 +56,32 @@ class SlidingCache:
         first = 0 if end <= self.capacity else start - self._past()
         return np.arange(first, end, dtype=np.int32)
 
-    def update_and_fetch(self, rows: mx.array) -> mx.array:
+    def update_and_fetch(self, rows: mx.array) -> RingRows:
         """Add the rows of new positions; return every row that these positions may see.
 
         Args:
             rows: [B, K, L, 2 * Dh], K and V of positions offset..offset + L.
 
         Returns:
-            [B, K, S, 2 * Dh], at `key_positions(L)`.
+            Rows whose `fetch()` is [B, K, S, 2 * Dh], at `key_positions(L)`.
         """
-        L = rows.shape[2]
+        B, _, L, _ = rows.shape
         start, end = self.offset, self.offset + L
-        seen: mx.array | None = None
-        if not self._fits(L):
-            seen = rows
-            if past := self._past():
-                slots = np.arange(start - past, start, dtype=np.int32) % self.capacity
-                assert self.rows is not None
-                seen = mx.concatenate([self.rows[:, :, mx.array(slots)], rows], axis=2)
+        fits, past = self._fits(L), self._past()
+        before: mx.array | None = None
+        if not fits and self.rows is not None:
+            before = self.rows[...]  # writing changes what self.rows is, not what it was
         kept = min(L, self.capacity)
         self._write(rows[:, :, L - kept :], end - kept)
         self.offset = end
-        assert self.rows is not None
-        if seen is None:
-            seen = self.rows if end > self.capacity else self.rows[:, :, :end]
-        return seen
+        return RingRows(
+            ring=self.rows if fits else before,
+            chunk=None if fits else rows,
+            starts=(start,) * B,
+            capacity=self.capacity,
+            used=min(end, self.capacity),
+            past=past,
+        )
 
     def is_trimmable(self, count: int) -> bool:
         """Whether the last `count` positions can be undone with every visible key still there."""

@@ -5,7 +5,17 @@ from typing import Annotated
 import typer
 
 from mlx_gemma4 import __version__
-from mlx_gemma4.cli import convert, demo, evaluate, generate, inspect, upload, verify
+from mlx_gemma4.cli import (
+    convert,
+    demo,
+    evaluate,
+    generate,
+    inspect,
+    kernels,
+    tune,
+    upload,
+    verify,
+)
 from mlx_gemma4.cli.commands import Command, Group
 
 # Help in plain text: rendering it with rich takes longer than everything else that --help does.
@@ -24,6 +34,8 @@ app.command(cls=Command)(convert.convert)
 app.command(cls=Command)(verify.verify)
 app.command(cls=Command)(evaluate.evaluate)
 app.command(cls=Command)(upload.upload)
+app.command(cls=Command)(kernels.kernels)
+app.command(cls=Command)(tune.tune)
 
 
 def _show_version(is_wanted: bool) -> None:

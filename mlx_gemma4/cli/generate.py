@@ -91,6 +91,10 @@ def generate(
         int,
         typer.Option("--prefill-step-size", metavar="N", min=1, help="Tokens read at a time."),
     ] = 2048,
+    no_tune: Annotated[
+        bool,
+        typer.Option("--no-tune", help="On the first start with a GPU, time no kernels."),
+    ] = False,
     as_json: options.AsJson = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No notes and no statistics on stderr.")
@@ -126,6 +130,7 @@ def generate(
         dtype=dtype,
         quantize=None if quantize is None else int(quantize),
         image_attention=image_attention,
+        tune=not no_tune,
     )
     if not quiet:
         for note in (*(loaded.notes or ()), *prepared.inputs.notes):
@@ -194,12 +199,13 @@ def _load(
             f"the prompt has {num_tokens:,} tokens, the model's context {context:,}; shorten the "
             "prompt, or give media fewer soft tokens with --image-tokens or --num-frames"
         )
-    with ProgressBar("quantizing") as progress:
+    with ProgressBar("quantizing") as progress, ProgressBar("trying kernels") as tuning:
         # The processor stays the one that has read its tokenizer, which takes Google's a second.
         model, _ = load(
             name,
             context_tokens=min(max(DEFAULT_CONTEXT, num_tokens + max_tokens), context),
             progress=progress.update,
+            tune_progress=tuning.update,
             **load_options,
         )
     return model, processor, prepared

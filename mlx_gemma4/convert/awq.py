@@ -39,6 +39,7 @@ from mlx_gemma4.errors import OptionError
 from mlx_gemma4.evaluation.layers import LayerStep, LayerwiseRun
 from mlx_gemma4.evaluation.prompts import bundled_prompts, score_prompts
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.kernels.qkv_norm_rope import pack_offsets
 from mlx_gemma4.model.decoder import geglu
 from mlx_gemma4.processing.processor import Processor
 from mlx_gemma4.weights import open_checkpoint
@@ -255,7 +256,7 @@ def _sample(run: LayerwiseRun, step: LayerStep) -> tuple[mx.array, mx.array]:
         if not rows.size:
             continue
         mask = run.mask(number, step.layer_type)
-        attended = layer.self_attn(layer.input_layernorm(x), mask, 0, None)
+        attended = layer.self_attn(layer.input_layernorm(x), mask, pack_offsets([0]), None)
         after = x + layer.post_attention_layernorm(attended)
         before.append(x[0][rows])
         between.append(after[0][rows])
@@ -280,7 +281,7 @@ def _learn_attention(
 
     def heads(inputs: mx.array, weight: mx.array) -> mx.array:
         return mx.fast.rms_norm(
-            (inputs @ weight.T).reshape(-1, attention.head_dim), None, attention.eps
+            (inputs @ weight.T).reshape(-1, attention.head_dim), None, attention.k_norm.eps
         )
 
     wanted = {name: heads(plain, weight) for name, weight in weights.items()}

@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 from mlx_gemma4.config import Config
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.kernels.interval_attention import IntervalMask
+from mlx_gemma4.kernels.qkv_norm_rope import pack_offsets
 from mlx_gemma4.model.decoder import DecoderLayer, LanguageModel
 from mlx_gemma4.model.gemma4 import Gemma4
 from mlx_gemma4.model.intervals import ImageAttention, intervals_of
@@ -66,7 +67,10 @@ class LayerStep:
             x: Hidden states [1, L, D] in place of the prompt's own.
         """
         mask = self._run.mask(number, self.layer_type)
-        return self.layer(self.inputs[number] if x is None else x, mask, 0, None)
+        x = self.inputs[number] if x is None else x
+        norm = self.layer.input_layernorm
+        # The next layer's norm is not here; what this one would make of the result is not computed.
+        return self.layer(x, norm(x), norm, mask, pack_offsets([0]), None)[0]
 
 
 class LayerwiseRun:

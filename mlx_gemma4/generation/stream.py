@@ -11,6 +11,7 @@ from mlx_gemma4.generation.detokenizer import Detokenizer
 from mlx_gemma4.generation.generate import generate_step
 from mlx_gemma4.generation.stop import StopStrings
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.kernels import registry
 from mlx_gemma4.messages import ToolCall
 from mlx_gemma4.model.gemma4 import Gemma4
 from mlx_gemma4.processing.output_parser import Channel, OutputParser, OutputPart
@@ -36,6 +37,7 @@ class GenerationResponse:
         peak_memory: Gigabytes (10^9 bytes) that MLX held at most in this process.
         finish_reason: In the last part: "stop", "length", or "tool_calls".
         notes: What the prompt's preparation and the answer have to say, so far.
+        kernels: Metal kernels that were on; the rest ran on MLX's own operations.
     """
 
     text: str = ""
@@ -50,6 +52,7 @@ class GenerationResponse:
     peak_memory: float
     finish_reason: FinishReason | None = None
     notes: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ class GenerationResult:
     generation_tps: float
     peak_memory: float
     notes: tuple[str, ...]
+    kernels: tuple[str, ...]
 
     @classmethod
     def from_responses(cls, responses: Iterable[GenerationResponse]) -> Self:
@@ -111,6 +115,7 @@ class GenerationResult:
             generation_tps=last.generation_tps,
             peak_memory=last.peak_memory,
             notes=last.notes,
+            kernels=last.kernels,
         )
 
 
@@ -211,4 +216,5 @@ class _Account:
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=finish_reason,
             notes=tuple(self._notes),
+            kernels=registry.all_on(),
         )

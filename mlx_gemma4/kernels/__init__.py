@@ -1,1 +1,8 @@
-"""Operations with a Metal kernel or a plain-MLX definition: arrays in, arrays out, no Gemma."""
+"""Operations with a Metal kernel or a plain-MLX definition: arrays in, arrays out, no Gemma.
+
+Importing the package imports every operation that has a kernel, and so registers all kernels.
+"""
+
+from mlx_gemma4.kernels import qkv_norm_rope, residual_norms, sliding_attention
+
+__all__ = ["qkv_norm_rope", "residual_norms", "sliding_attention"]

@@ -38,6 +38,15 @@ class IntervalMask:
         self.key_positions = key_positions
         self._is_in_order = len(lo) == 1 and bool((np.diff(key_positions[0]) == 1).all())
         self._blocks: dict[tuple[int, int], tuple[slice, mx.array | None]] = {}
+        self._packed: mx.array | None = None
+
+    def packed(self) -> mx.array:
+        """Return the intervals for a kernel: [B * L * 2 or 8] int32, first and last in turn."""
+        if self._packed is None:
+            ends = np.stack([self.lo, self.hi], axis=-1).astype(np.int32).reshape(-1)
+            # MLX passes fewer than 8 elements in another address space, which is another kernel.
+            self._packed = mx.array(np.pad(ends, (0, max(0, 8 - ends.size))))
+        return self._packed
 
     def block(self, start: int, stop: int) -> tuple[slice, mx.array | None]:
         """Return the keys that queries start..stop may see, and the matrix for these.

@@ -9,9 +9,11 @@ weights when a checkpoint is loaded.
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_gemma4.cache import LayerCache
+from mlx_gemma4.cache import LayerCache, SharedCache, SlidingCache
 from mlx_gemma4.config import TextConfig
 from mlx_gemma4.kernels.interval_attention import IntervalMask, interval_attention
+from mlx_gemma4.kernels.qkv_norm_rope import HeadLayout, qkv_norm_rope
+from mlx_gemma4.kernels.sliding_attention import sliding_attention
 from mlx_gemma4.model.linear import Linear
 from mlx_gemma4.model.rope import RoPE
 
@@ -26,32 +28,46 @@ class SlidingAttention(nn.Module):
         """Build the projections of a sliding layer."""
         super().__init__()
         self.head_dim = config.head_dim
-        self.num_heads = config.num_attention_heads
-        self.num_key_value_heads = config.num_key_value_heads
-        self.eps = config.rms_norm_eps
-        D, H, K = config.hidden_size, self.num_heads, self.num_key_value_heads
+        D, H, K = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         self.q_proj = Linear(D, H * self.head_dim, bias=False)
         self.k_proj = Linear(D, K * self.head_dim, bias=False)
         self.v_proj = Linear(D, K * self.head_dim, bias=False)
         self.o_proj = Linear(H * self.head_dim, D, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, self.eps)
-        self.k_norm = nn.RMSNorm(self.head_dim, self.eps)
+        self.q_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
         self._rope = rope
+        self._layout = HeadLayout(
+            H, K, self.head_dim, rope.dims, is_shared=False, eps=config.rms_norm_eps
+        )
 
     def __call__(
-        self, x: mx.array, mask: IntervalMask, offset: int, cache: LayerCache | None
+        self, x: mx.array, mask: IntervalMask, offsets: mx.array, cache: LayerCache | None
     ) -> mx.array:
-        """Attend from x [B, L, D] at positions offset..offset + L; return [B, L, D]."""
+        """Attend from x [B, L, D]; return [B, L, D].
+
+        Args:
+            x: Normed hidden states.
+            mask: Of the L new positions.
+            offsets: The position before each row's first, from `pack_offsets`.
+            cache: Updated.
+        """
         B, L, _ = x.shape
-        q = self.q_norm(self.q_proj(x).reshape(B, L, self.num_heads, -1)).swapaxes(1, 2)
-        k = self.k_norm(self.k_proj(x).reshape(B, L, self.num_key_value_heads, -1)).swapaxes(1, 2)
-        v = self.v_proj(x).reshape(B, L, self.num_key_value_heads, -1).swapaxes(1, 2)
-        q, k = self._rope(q, offset), self._rope(k, offset)
-        rows = mx.concatenate([k, mx.fast.rms_norm(v, None, self.eps)], axis=-1)
-        if cache is not None:
-            rows = cache.update_and_fetch(rows)
-        k, v = rows[..., : self.head_dim], rows[..., self.head_dim :]
-        out = interval_attention(q, k, v, mask)
+        q, rows = qkv_norm_rope(
+            self.q_proj(x),
+            self.k_proj(x),
+            self.v_proj(x),
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self._rope.periods,
+            offsets,
+            self._layout,
+        )
+        if cache is None:
+            k, v = rows[..., : self.head_dim], rows[..., self.head_dim :]
+            out = interval_attention(q, k, v, mask)
+        else:
+            assert isinstance(cache, SlidingCache)
+            out = sliding_attention(q, cache.update_and_fetch(rows), mask)
         return self.o_proj(out.swapaxes(1, 2).reshape(B, L, -1))
 
 
@@ -68,32 +84,43 @@ class GlobalAttention(nn.Module):
         """Build the projections of a global layer."""
         super().__init__()
         self.head_dim = config.global_head_dim
-        self.num_heads = config.num_attention_heads
-        self.num_key_value_heads = config.num_global_key_value_heads
-        self.eps = config.rms_norm_eps
-        D, H, K = config.hidden_size, self.num_heads, self.num_key_value_heads
+        D, H = config.hidden_size, config.num_attention_heads
+        K = config.num_global_key_value_heads
         self.q_proj = Linear(D, H * self.head_dim, bias=False)
         self.k_proj = Linear(D, K * self.head_dim, bias=False)
         self.o_proj = Linear(H * self.head_dim, D, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim, self.eps)
-        self.k_norm = nn.RMSNorm(rope.dims, self.eps)
+        self.q_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(rope.dims, config.rms_norm_eps)
         self._rope = rope
+        self._layout = HeadLayout(
+            H, K, self.head_dim, rope.dims, is_shared=True, eps=config.rms_norm_eps
+        )
 
     def __call__(
-        self, x: mx.array, mask: IntervalMask, offset: int, cache: LayerCache | None
+        self, x: mx.array, mask: IntervalMask, offsets: mx.array, cache: LayerCache | None
     ) -> mx.array:
-        """Attend from x [B, L, D] at positions offset..offset + L; return [B, L, D]."""
+        """Attend from x [B, L, D]; return [B, L, D].
+
+        Args:
+            x: Normed hidden states.
+            mask: Of the L new positions.
+            offsets: The position before each row's first, from `pack_offsets`.
+            cache: Updated.
+        """
         B, L, _ = x.shape
-        rotated = self._rope.dims
-        q = self.q_norm(self.q_proj(x).reshape(B, L, self.num_heads, -1)).swapaxes(1, 2)
-        n = self.k_proj(x).reshape(B, L, self.num_key_value_heads, -1).swapaxes(1, 2)
-        n = mx.fast.rms_norm(n, None, self.eps)
-        q = self._rope(q, offset)
-        n_rotated = n[..., :rotated]
-        k_rotated = self._rope(n_rotated * self.k_norm.weight, offset)
-        rows = mx.concatenate([k_rotated, n[..., rotated:], n_rotated], axis=-1)
+        q, rows = qkv_norm_rope(
+            self.q_proj(x),
+            self.k_proj(x),
+            None,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self._rope.periods,
+            offsets,
+            self._layout,
+        )
         if cache is not None:
+            assert isinstance(cache, SharedCache)
             rows = cache.update_and_fetch(rows)
-        k, v = rows[..., : self.head_dim], rows[..., rotated:]
+        k, v = rows[..., : self.head_dim], rows[..., self._rope.dims :]
         out = interval_attention(q, k, v, mask)
         return self.o_proj(out.swapaxes(1, 2).reshape(B, L, -1))

@@ -8,6 +8,8 @@ import mlx.nn as nn
 from mlx_gemma4.cache import LayerCache, PromptCache
 from mlx_gemma4.config import TextConfig
 from mlx_gemma4.kernels.interval_attention import IntervalMask
+from mlx_gemma4.kernels.qkv_norm_rope import pack_offsets
+from mlx_gemma4.kernels.residual_norms import residual_norms
 from mlx_gemma4.model.attention import GlobalAttention, SlidingAttention
 from mlx_gemma4.model.linear import Linear
 from mlx_gemma4.model.rope import RoPE
@@ -57,14 +59,46 @@ class DecoderLayer(nn.Module):
         self.layer_scalar = mx.ones((1,))
 
     def __call__(
-        self, x: mx.array, mask: IntervalMask, offset: int, cache: LayerCache | None
-    ) -> mx.array:
-        """Map x [B, L, D] at positions offset..offset + L to [B, L, D]."""
-        attended = self.self_attn(self.input_layernorm(x), mask, offset, cache)
-        x = x + self.post_attention_layernorm(attended)
-        mapped = self.mlp(self.pre_feedforward_layernorm(x))
-        x = x + self.post_feedforward_layernorm(mapped)
-        return x * self.layer_scalar
+        self,
+        x: mx.array,
+        normed: mx.array,
+        next_norm: nn.RMSNorm,
+        mask: IntervalMask,
+        offsets: mx.array,
+        cache: LayerCache | None,
+    ) -> tuple[mx.array, mx.array]:
+        """Return the residual stream after this layer, and what `next_norm` makes of it.
+
+        A block's end and the next one's norm are one operation, across layers too.
+
+        Args:
+            x: [B, L, D], the residual stream.
+            normed: [B, L, D], `input_layernorm` of x.
+            next_norm: `input_layernorm` of the next layer, or the final norm.
+            mask: Of this layer's type.
+            offsets: The position before each row's first, from `pack_offsets`.
+            cache: Of this layer's type; updated.
+
+        Returns:
+            [B, L, D] each.
+        """
+        attended = self.self_attn(normed, mask, offsets, cache)
+        x, normed = residual_norms(
+            x,
+            attended,
+            self.post_attention_layernorm.weight,
+            self.pre_feedforward_layernorm.weight,
+            None,
+            next_norm.eps,
+        )
+        return residual_norms(
+            x,
+            self.mlp(normed),
+            self.post_feedforward_layernorm.weight,
+            next_norm.weight,
+            self.layer_scalar,
+            next_norm.eps,
+        )
 
 
 class LanguageModel(nn.Module):
@@ -114,11 +148,15 @@ class LanguageModel(nn.Module):
             offset: Positions already in the cache.
             cache: One a layer; updated.
         """
-        for index, (layer, layer_type) in enumerate(
-            zip(self.layers, self.config.layer_types, strict=True)
+        offsets = pack_offsets([offset] * x.shape[0])
+        norms = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
+        normed = self.layers[0].input_layernorm(x)
+        for index, (layer, layer_type, next_norm) in enumerate(
+            zip(self.layers, self.config.layer_types, norms, strict=True)
         ):
-            x = layer(x, masks[layer_type], offset, cache[index] if cache else None)
-        return self.norm(x)
+            layer_cache = cache[index] if cache else None
+            x, normed = layer(x, normed, next_norm, masks[layer_type], offsets, layer_cache)
+        return normed
 
     def logits(self, x: mx.array) -> mx.array:
         """Return float32 logits [B, L, V] of hidden states [B, L, D], softcapped."""

@@ -1,4 +1,4 @@
-"""Rotary positions: which dimensions rotate, and how fast.
+"""Rotary positions: which dimensions rotate, and how fast; `kernels.qkv_norm_rope` rotates.
 
 Sliding layers rotate every dimension.  Global layers use the "proportional" kind: of `head_dim`
 dimensions only the first `partial_rotary_factor` share of the pairs rotates, at the frequencies
@@ -16,6 +16,7 @@ class RoPE:
 
     Attributes:
         dims: Dimensions that rotate.
+        periods: [dims / 2] float32, positions for one radian.
     """
 
     def __init__(self, parameters: RopeParameters, head_dim: int) -> None:
@@ -32,16 +33,4 @@ class RoPE:
         # from the rounded frequencies: both then use the same angles to one rounding.
         exponents = np.arange(0, self.dims, 2, dtype=np.float32) / np.float32(head_dim)
         frequencies = np.float32(1) / np.float32(parameters.rope_theta) ** exponents
-        self._periods = mx.array((1 / frequencies.astype(np.float64)).astype(np.float32))
-
-    def __call__(self, x: mx.array, offset: int) -> mx.array:
-        """Rotate x [B, H, L, Dh] whose first row is at position `offset`."""
-        return mx.fast.rope(
-            x,
-            self.dims,
-            traditional=False,
-            base=None,
-            scale=1.0,
-            offset=offset,
-            freqs=self._periods,
-        )
+        self.periods = mx.array((1 / frequencies.astype(np.float64)).astype(np.float32))
