@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check parity format clean .venv
+.PHONY: help demo test check parity sim format clean .venv
 
 # Run as an installed package: the repository's own folders are never import names.
 export PYTHONSAFEPATH := 1
@@ -35,6 +35,9 @@ check: .venv/dev.stamp  ## format, lint, types, layers, tests: what CI runs
 
 parity: .venv-parity/parity.stamp  ## compare with transformers, live (installs torch, in an environment of its own)
 	$(FAST_BLAS) .venv-parity/bin/pytest -m parity $(PYTEST_ARGS)
+
+sim: .venv/test.stamp  ## run a kernel's check cases in the simulator: make sim KERNEL=name
+	$(FAST_BLAS) PYTHONPATH=tests/support .venv/bin/python -m metal_sim $(KERNEL)
 
 format: .venv/dev.stamp  ## format the code and mend what can be mended
 	.venv/bin/ruff format .

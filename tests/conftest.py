@@ -14,13 +14,11 @@ pytest_plugins = ["metal_sim.plugin"]
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOOGLE_CHECKPOINT = REPOSITORY.parent / "shared" / "checkpoint" / "it"
 GOOGLE_FILES = ("config.json", "tokenizer.json", "chat_template.jinja", "processor_config.json")
-NETWORK_SWITCH = "MLX_GEMMA4_NETWORK_TESTS"
 
 # Before anything imports huggingface_hub, which reads this once: no test reaches the Hub by
 # accident, nor finds what the user has downloaded.
-if NETWORK_SWITCH not in os.environ:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "mlx-gemma4-no-hub")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "mlx-gemma4-no-hub")
 for variable in ("MLX_GEMMA4_MODEL", "MLX_GEMMA4_KERNELS"):
     os.environ.pop(variable, None)
 # On a Mac loading a model checks its kernels and times them: not into the user's own file.
@@ -58,8 +56,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         (pytest.fail if is_ci() else pytest.skip)(reason)
     if item.get_closest_marker("parity") and (reason := missing_packages("torch", "transformers")):
         pytest.skip(reason)
-    if item.get_closest_marker("network") and NETWORK_SWITCH not in os.environ:
-        pytest.skip(f"{NETWORK_SWITCH} is not set")
     if item.get_closest_marker("metal") and (reason := missing_gpu()):
         pytest.skip(reason)
 

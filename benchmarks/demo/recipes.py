@@ -56,7 +56,9 @@ def task_prompts() -> list[EvaluationPrompt]:
         for number in range(PROMPTS_OF_A_TASK):
             asked = row.make(rng)
             if asked.options.keys() <= {"images", "audio"} and isinstance(asked.prompt, str):
-                media = {key: tuple(of_key) for key, of_key in asked.options.items()}
+                media: dict[str, Any] = {
+                    key: tuple(of_key) for key, of_key in asked.options.items()
+                }
                 name = f"{row.group}: {row.name} {number}"
                 prompts.append(EvaluationPrompt(name, asked.prompt, answer=asked.answer, **media))
     return prompts

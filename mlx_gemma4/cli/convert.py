@@ -1,16 +1,21 @@
 """`mlx-gemma4 convert`: a checkpoint to fewer bits, or back to bfloat16."""
 
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
 from mlx_gemma4.cli import options
 from mlx_gemma4.cli.terminal import ProgressBar, say
+from mlx_gemma4.errors import OptionError
 
 if TYPE_CHECKING:
     from mlx_gemma4.convert.plan import ConversionPlan
+
+_WIDTH = 120  # of a table that goes to no terminal
 
 Source = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A name on the Hugging Face Hub, or a folder.")
@@ -68,20 +73,30 @@ def convert(
     from mlx_gemma4.convert.recipe import read_recipe
 
     chosen = read_recipe(recipe)  # before anything is downloaded
-    from mlx_gemma4.convert.plan import plan_conversion
-    from mlx_gemma4.convert.source import open_source
-    from mlx_gemma4.hub import find_checkpoint
-
-    source = open_source(find_checkpoint(checkpoint), checkpoint)
-    if dry_run:
-        return _show_plan(plan_conversion(source, chosen), as_json=as_json)
-    from mlx_gemma4.convert.conversion import convert as run
-    from mlx_gemma4.convert.conversion import partial_folder_of
-
     target = Path(output).expanduser() if output else Path(_default_output(checkpoint, chosen.name))
-    evaluate = _compare_with(source.folder) if report else None
+    from mlx_gemma4.convert.plan import plan_conversion
+    from mlx_gemma4.convert.source import check_config, open_source
+    from mlx_gemma4.convert.target import check_before_download, partial_folder_of
+    from mlx_gemma4.hub import find_checkpoint, outline_checkpoint
+
+    with outline_checkpoint(checkpoint, check=check_config) as outline:
+        source = open_source(outline.folder, checkpoint)
+        if report and source.is_assistant:
+            raise OptionError(
+                f"{checkpoint} is a drafter, which answers nothing by itself, and --report "
+                "compares answers; leave it out"
+            )
+        if dry_run or outline.missing_bytes:
+            plan = plan_conversion(source, chosen)
+            if dry_run:
+                return _show_plan(plan, outline.missing_bytes, as_json=as_json)
+            check_before_download(plan, target, outline.missing_bytes, force=force)
+    if outline.missing_bytes:
+        source = open_source(find_checkpoint(checkpoint, check=check_config), checkpoint)
+    from mlx_gemma4.convert.conversion import convert as run
+
     try:
-        with ProgressBar(f"converting to {chosen.name}", in_bytes=True) as bar:
+        with _PhaseBars() as bars:
             done = run(
                 source,
                 chosen,
@@ -89,8 +104,8 @@ def convert(
                 force=force,
                 resume=not no_resume,
                 allow_nan=allow_nan,
-                progress=bar.update,
-                evaluate=evaluate,
+                progress=bars.update,
+                evaluate=_compare_with(source.folder) if report else None,
             )
     except KeyboardInterrupt:
         if partial_folder_of(target).exists():
@@ -102,7 +117,9 @@ def convert(
     from mlx_gemma4.memory import format_bytes
 
     if done.kept_shards:
-        say(f"note: {done.kept_shards} files of an interrupted run were kept")
+        files = "1 file" if done.kept_shards == 1 else f"{done.kept_shards} files"
+        verb = "was" if done.kept_shards == 1 else "were"
+        say(f"note: {files} of an interrupted run {verb} kept")
     for note in done.notes:
         say(f"note: {note}")
     if as_json:
@@ -125,6 +142,32 @@ def convert(
 def _default_output(checkpoint: str, recipe: str) -> str:
     """Return gemma-4-12b-it-q4 for google/gemma-4-12B-it."""
     return f"{Path(checkpoint).name.lower()}-{recipe}"
+
+
+class _PhaseBars:
+    """A bar for each phase of a conversion, one after the other."""
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self._bar = ProgressBar("", in_bytes=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def update(self, phase: str, done: int, total: int) -> None:
+        """Show how much of a phase is done; another name than before begins a bar of its own."""
+        if phase != self._phase:
+            self._bar.close()
+            self._phase, self._bar = phase, ProgressBar(phase, in_bytes=True)
+        self._bar.update(done, total)
 
 
 def _compare_with(reference: Path) -> Any:
@@ -156,7 +199,7 @@ def _document(plan: "ConversionPlan") -> dict[str, Any]:
     }
 
 
-def _show_plan(plan: "ConversionPlan", *, as_json: bool) -> int:
+def _show_plan(plan: "ConversionPlan", missing_bytes: int, *, as_json: bool) -> int:
     """Print what a conversion would do."""
     from mlx_gemma4.convert.estimate import estimate
     from mlx_gemma4.memory import format_bytes
@@ -165,16 +208,36 @@ def _show_plan(plan: "ConversionPlan", *, as_json: bool) -> int:
     if as_json:
         document = {
             **_document(plan),
+            "download_bytes": missing_bytes,
             "peak_memory_bytes": needs.peak_bytes,
             "seconds": round(needs.seconds, 1),
+            "learning_seconds": round(needs.learning_seconds, 1),
             "notes": list(plan.source.notes),
         }
         print(json.dumps(document, ensure_ascii=False, indent=2))
         return 0
+    _print_table(plan)
+    files = f"{len(plan.shards)} file{'s' * (len(plan.shards) != 1)}"
+    print(
+        f"\n{plan.source.name} as {plan.recipe.name}: {format_bytes(plan.nbytes)} in {files} (now "
+        f"{format_bytes(plan.source.disk_bytes)}), {plan.bits_per_weight:.2f} bits per weight"
+    )
+    takes = f"takes about {format_bytes(needs.peak_bytes)} of memory and {_duration(needs.seconds)}"
+    if needs.learning_seconds:
+        takes += f", of it {_duration(needs.learning_seconds)} to learn scales,"
+    after = f", after a download of {format_bytes(missing_bytes)}" if missing_bytes else ""
+    print(f"{takes} here{after}; nothing was written")
+    for note in plan.source.notes:
+        say(f"note: {note}")
+    return 0
+
+
+def _print_table(plan: "ConversionPlan") -> None:
     from rich.console import Console
     from rich.table import Table
 
     from mlx_gemma4.convert.plan import describe
+    from mlx_gemma4.memory import format_bytes
 
     table = Table(box=None, pad_edge=False)
     for heading in ("modules", "stored as"):
@@ -190,17 +253,13 @@ def _show_plan(plan: "ConversionPlan", *, as_json: bool) -> int:
             f"{row['weights']:,}",
             format_bytes(row["nbytes"]),
         )
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(
-        f"\n{plan.source.name} as {plan.recipe.name}: {format_bytes(plan.nbytes)} in "
-        f"{len(plan.shards)} files (now {format_bytes(plan.source.disk_bytes)}), "
-        f"{plan.bits_per_weight:.2f} bits per weight"
-    )
-    console.print(
-        f"takes about {format_bytes(needs.peak_bytes)} of memory and {needs.seconds:,.0f} s here; "
-        "nothing was written"
-    )
-    for note in plan.source.notes:
-        say(f"note: {note}")
-    return 0
+    # A file or a pipe has no width by which columns would have to be folded.
+    width = None if sys.stdout.isatty() else _WIDTH
+    Console(highlight=False, width=width).print(table)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time to a figure or two, since it is an estimate."""
+    if seconds < 100:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 6000 else f"{seconds / 3600:,.0f} h"

@@ -1,18 +1,10 @@
-"""A checkpoint converted: whole or not at all, and what an interruption leaves is taken up again.
+"""A checkpoint converted: whole or not at all, and gone on with after an interruption."""
 
-Everything is written into a hidden folder beside the target, which takes its name by one rename at
-the end.  Until then the target is as it was.
-"""
-
-import contextlib
-import errno
-import fcntl
 import functools
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +17,24 @@ from mlx_gemma4.convert.grid import find_scale_dtypes
 from mlx_gemma4.convert.plan import ConversionPlan, index_of, plan_conversion
 from mlx_gemma4.convert.recipe import Recipe
 from mlx_gemma4.convert.source import COPIED_FILES, Source
+from mlx_gemma4.convert.target import (
+    PROGRESS_FILE,
+    check_room,
+    check_target,
+    empty_partial,
+    name_partial,
+    open_partial,
+    sync,
+)
 from mlx_gemma4.convert.writer import write_shard
-from mlx_gemma4.errors import CheckpointError, OptionError
-from mlx_gemma4.memory import format_bytes
 from mlx_gemma4.weights import INDEX_FILE
 
 CARD_FILE, QUALITY_FILE = "README.md", "quality.json"
-_PROGRESS_FILE, _LOCK_FILE = "progress.json", "lock"
-_SPARE_BYTES = 64 << 20  # for what is no tensor: tokenizer, configs, card
+LEARNING, SEARCHING = "learning scales", "finding the q4_0 grid"
 
-Progress = Callable[[int, int], None]
+# Called with what is going on, and how much of it is done and in all, in bytes of the source.
+Progress = Callable[[str, int, int], None]
+Learn = Callable[[ConversionPlan, Path], Mapping[str, Factors]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def convert(
     resume: bool = True,
     allow_nan: bool = False,
     progress: Progress | None = None,
-    learn: "Callable[[ConversionPlan, Path], Mapping[str, Factors]] | None" = None,
+    learn: Learn | None = None,
     evaluate: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Conversion:
     """Convert a checkpoint.
@@ -77,7 +77,8 @@ def convert(
         force: Replace a checkpoint that is there.
         resume: Go on with what an interrupted run has finished.
         allow_nan: Take over values that are not finite.
-        progress: Called with (bytes of the source done, bytes in all).
+        progress: Called with the name of a phase, and (bytes of the source done, bytes in all).
+            First come, where a recipe asks for them, the grid's search and learning.
         learn: Returns learned factors; it may keep its own work in the folder that it is given,
             and removes none.  None is what the recipe asks for.
         evaluate: Returns the quality of the finished folder, before it takes its name.
@@ -86,27 +87,27 @@ def convert(
         OptionError: The target is there, or the recipe does not fit.
         CheckpointError: The source is damaged, or the disk has too little room.
     """
-    _check_target(source, target, force)
+    check_target(source, target, force)
     if recipe.learned == "awq":
         awq.check_source(source, recipe)
     notes = list(source.notes)
-    with _partial_folder(target) as partial:
+    with open_partial(target) as partial:
         plan = plan_conversion(source, recipe)
         if learn is None and recipe.learned == "awq":
             awq.check_learnable(plan)  # before what an earlier run has done is touched
-            learn = functools.partial(awq.learn, progress=progress)
-        state = _State(partial / _PROGRESS_FILE, _key_of(source, recipe, allow_nan))
+            learn = functools.partial(awq.learn, progress=_in_phase(progress, LEARNING))
+        state = _State(partial / PROGRESS_FILE, _key_of(source, recipe, allow_nan))
         if state.is_there and not state.is_ours:
             notes.append(
                 "what an earlier run had done was of another source, recipe, or version, and was "
                 "begun anew"
             )
         if not (resume and state.is_ours):
-            _empty(partial)
+            empty_partial(partial)
             state.clear()
         if any(parameter.rule and parameter.rule.grid for parameter in plan.parameters()):
             if "grid" not in state.values:
-                state.put("grid", find_scale_dtypes(plan, progress))
+                state.put("grid", find_scale_dtypes(plan, _in_phase(progress, SEARCHING)))
             found = state.values["grid"]
             plan = plan_conversion(source, recipe, scale_dtypes=found["scale_dtypes"])
             notes += found["notes"]
@@ -129,7 +130,7 @@ def convert(
             quality = dict(evaluate(partial))
             _write_json(partial / QUALITY_FILE, quality)
         write_card(partial, source_folder=source.folder, quality=quality)
-        _finish(partial, target, force)
+        name_partial(partial, target, force)
     return Conversion(target, plan, kept, tuple(notes), quality)
 
 
@@ -139,12 +140,12 @@ def _write_shards(
     state: "_State",
     allow_nan: bool,
     progress: Progress | None,
-    learn: "Callable[[ConversionPlan, Path], Mapping[str, Factors]] | None",
+    learn: Learn | None,
 ) -> int:
     """Write the files that are missing; returns how many were there."""
-    done = 0
+    done, converting = 0, f"converting to {plan.recipe.name}"
     missing = [shard for shard in plan.shards if shard.file not in state.shards]
-    _check_room(plan, partial, sum(shard.nbytes for shard in missing))
+    check_room(plan, partial, sum(shard.nbytes for shard in missing))
     factors: Mapping[str, Factors] = {}
     if learn and missing:
         state.put("shards", dict(state.shards))  # says of what source and recipe its work is
@@ -154,7 +155,7 @@ def _write_shards(
         nonlocal done
         done += count
         if progress:
-            progress(done, plan.source_bytes)
+            progress(converting, done, plan.source_bytes)
 
     for shard in plan.shards:
         if shard.file in state.shards:
@@ -165,6 +166,10 @@ def _write_shards(
         )
         state.put_shard(shard.file, checksums)
     return len(plan.shards) - len(missing)
+
+
+def _in_phase(progress: Progress | None, phase: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else functools.partial(progress, phase)
 
 
 def _record(plan: ConversionPlan) -> dict[str, Any]:
@@ -254,113 +259,8 @@ def _key_of(source: Source, recipe: Recipe, allow_nan: bool) -> str:
     return hashlib.sha256(settings.encode()).hexdigest()
 
 
-def partial_folder_of(target: Path) -> Path:
-    """Return where a conversion is while it is not finished."""
-    return target.parent / f".{target.name}.partial"
-
-
-@contextlib.contextmanager
-def _partial_folder(target: Path) -> Iterator[Path]:
-    """Make or take up the hidden folder; no other process has it meanwhile."""
-    partial = partial_folder_of(target)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = (partial / _LOCK_FILE).open("w")
-    except OSError as error:
-        raise OptionError(
-            f"cannot write beside {target}: {error.strerror}; choose a folder of yours with "
-            "--output"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OptionError(
-                f"another run is converting into {target}; wait for it, or choose another --output"
-            ) from None
-        yield partial
-
-
-def _check_target(source: Source, target: Path, force: bool) -> None:
-    if target.exists() and source.folder.resolve() == target.resolve():
-        raise OptionError(f"{target} is the source itself; choose another --output")
-    if not target.exists() and not target.is_symlink():
-        return
-    if not target.is_dir() or target.is_symlink():
-        raise OptionError(f"{target} is there and no folder; choose another --output")
-    if not any(target.iterdir()):
-        return
-    if not force:
-        raise OptionError(
-            f"{target} is there already; choose another --output, or replace it with --force"
-        )
-    if not (target / "config.json").is_file():
-        raise OptionError(
-            f"{target} is no checkpoint (it has no config.json), and --force replaces nothing "
-            "else; choose another --output"
-        )
-
-
-def _check_room(plan: ConversionPlan, partial: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(partial).free
-    # What a run has begun and not finished is written over.
-    begun = (
-        sum(
-            file.stat().st_size for shard in plan.shards if (file := partial / shard.file).is_file()
-        )
-        - sum(shard.nbytes for shard in plan.shards)
-        + nbytes
-    )
-    if nbytes and nbytes + _SPARE_BYTES > free + max(0, begun):
-        raise CheckpointError(
-            f"this writes {format_bytes(nbytes + _SPARE_BYTES)}, and the disk of {partial.parent} "
-            f"has {format_bytes(free)} free; make room, or choose another --output; what is done "
-            "is kept"
-        )
-
-
-def _empty(partial: Path) -> None:
-    for path in partial.iterdir():
-        if path.name != _LOCK_FILE:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _finish(partial: Path, target: Path, force: bool) -> None:
-    """Give the finished folder its name."""
-    for path in partial.iterdir():
-        if path.name not in (_PROGRESS_FILE, _LOCK_FILE):
-            _sync(path)
-    _sync(partial)
-    old = target.parent / f".{target.name}.replaced"
-    if force and target.exists() and any(target.iterdir()):
-        if old.exists():
-            shutil.rmtree(old)
-        target.rename(old)
-    elif target.exists():
-        target.rmdir()  # empty, or it would have been refused
-    partial.rename(target)
-    for name in (_PROGRESS_FILE, _LOCK_FILE):
-        (target / name).unlink(missing_ok=True)
-    _sync(target)
-    _sync(target.parent)
-    if old.exists():
-        shutil.rmtree(old)
-
-
 def _write_json(file: Path, value: Any) -> None:
     part = file.with_name(f"{file.name}.part")
     part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(part)
+    sync(part)
     part.replace(file)
-
-
-def _sync(path: Path) -> None:
-    """Have a file or folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems know no fsync of folders
-            raise
-    finally:
-        os.close(descriptor)

@@ -24,6 +24,12 @@ _FRONT_END_MATRICES = (
     "embed_vision.embedding_projection",
     "embed_audio.embedding_projection",
 )
+# A drafter has no front ends, and reads the keys and values of the model.
+_NOT_IN_ASSISTANT = (
+    *_FRONT_END_MATRICES,
+    "language_model.layers.0.self_attn.k_proj",
+    "language_model.layers.0.self_attn.v_proj",
+)
 _QUANTIZED_PARTS = ("weight", "scales", "biases")
 
 
@@ -247,17 +253,19 @@ def plan_conversion(
 
 def output_name(name: str, names: Names, source: Source) -> str:
     """Return the name in the output of a canonical parameter or module."""
-    if source.is_assistant or names == "google":
-        return (
-            f"model.{name}" if not name.startswith(("pre_projection", "post_projection")) else name
-        )
     decoder = "language_model."
+    if source.is_assistant:
+        return f"model.{name.removeprefix(decoder)}" if name.startswith(decoder) else name
+    if names == "google":
+        return f"model.{name}"
     return f"{decoder}model.{name.removeprefix(decoder)}" if name.startswith(decoder) else name
 
 
 def _check_patterns(source: Source, recipe: Recipe) -> None:
     """Refuse a pattern that matches no matrix, or only those that earlier ones have taken."""
-    matrices = {*source.matrices(), *(() if source.is_assistant else _FRONT_END_MATRICES)}
+    present = source.matrices()
+    absent = _NOT_IN_ASSISTANT if source.is_assistant else _FRONT_END_MATRICES
+    matrices = {*present, *absent}
     reached = {recipe.rule_of(path) for path in matrices}
     for rule in recipe.rules:
         if rule in reached:
@@ -266,7 +274,7 @@ def _check_patterns(source: Source, recipe: Recipe) -> None:
             what = "matches only what earlier patterns have taken; move it up, or remove it"
         else:
             kinds = sorted(
-                {".".join("*" if p.isdigit() else p for p in path.split(".")) for path in matrices}
+                {".".join("*" if p.isdigit() else p for p in path.split(".")) for path in present}
             )
             what = f"matches no matrix; there are {', '.join(kinds)}"
         raise OptionError(f"recipe {recipe.name}: the pattern {rule.match!r} {what}")

@@ -1,5 +1,6 @@
 """Recipes: which matrix is stored how, as TOML that people edit without touching Python."""
 
+import difflib
 import tomllib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -85,9 +86,11 @@ def read_recipe(name: str | Path) -> Recipe:
             raise OptionError(f"{path} is too large for a recipe, which is a page of TOML")
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
+        near = difflib.get_close_matches(str(name).lower(), recipe_names(), 1)
+        meant = f"did you mean {near[0]}? " if near else ""
         raise OptionError(
-            f"there is no recipe {str(name)!r}; shipped are {', '.join(recipe_names())}; or pass "
-            "the path of a .toml file"
+            f"there is no recipe {str(name)!r}; {meant}shipped are {', '.join(recipe_names())}; or "
+            "pass the path of a .toml file"
         ) from None
     try:
         document = tomllib.loads(text)

@@ -1,16 +1,15 @@
 """Source: a checkpoint to convert, the model itself or its drafter."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mlx_gemma4.config import FULL_ATTENTION, Config, QuantizationSettings
+from mlx_gemma4.config.quantization import read_quantization
 from mlx_gemma4.config.section import Section, read_json
-from mlx_gemma4.errors import CheckpointError
-from mlx_gemma4.weights import StoredTensor, canonical_name, open_checkpoint
-from mlx_gemma4.weights.checkpoint import read_headers
-from mlx_gemma4.weights.header import MAX_LISTED
+from mlx_gemma4.weights import StoredTensor, open_checkpoint
+from mlx_gemma4.weights.checkpoint import check_tensors, read_headers
 
 ASSISTANT = "gemma4_unified_assistant"
 
@@ -79,8 +78,7 @@ def open_source(folder: Path, name: str | None = None) -> Source:
         CheckpointError: As `open_checkpoint`; ConfigError if the fault is in a config.
     """
     name = str(folder) if name is None else name
-    path = folder / "config.json"
-    document = dict(read_json(path)) if path.is_file() else {}
+    document = _read_document(folder)
     if document.get("model_type") == ASSISTANT:
         return _open_assistant(folder, name, document)
     config = Config.from_folder(folder)
@@ -95,29 +93,46 @@ def open_source(folder: Path, name: str | None = None) -> Source:
     )
 
 
+def check_config(folder: Path) -> None:
+    """Refuse a config.json of what cannot be converted; no weights need to be there yet.
+
+    Raises:
+        ConfigError: It is of neither the model nor its drafter, or has an impossible value.
+    """
+    document = _read_document(folder)
+    if document.get("model_type") == ASSISTANT:
+        _expected_assistant(folder, document)
+    else:
+        Config.from_folder(folder)
+
+
+def assistant_name(name: str) -> str:
+    """Return a drafter's parameter or module, as its file calls it, among the model's paths.
+
+    Its decoder is "language_model", so that a recipe's patterns mean the same in both; the two
+    projections, to and from the model's states, stand beside it.
+    """
+    return f"language_model.{name.removeprefix('model.')}" if name.startswith("model.") else name
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    return dict(read_json(path)) if path.is_file() else {}
+
+
 def _open_assistant(folder: Path, name: str, document: dict[str, Any]) -> Source:
     """Check a drafter against its config; its layers read the keys and values of the model."""
-    expected = _expected_assistant(folder, document)
-    stored = {canonical_name(key): tensor for key, tensor in read_headers(folder).items()}
-    problems = [f"{key} is missing" for key in expected if key not in stored]
-    problems += [f"{key} is unexpected" for key in stored if key not in expected]
-    problems += [
-        f"{key} is {tensor.dtype} {list(tensor.shape)} instead of floating point "
-        f"{list(expected[key])}"
-        for key, tensor in stored.items()
-        if key in expected and (tensor.shape != expected[key] or not tensor.is_float)
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{folder}: {len(problems)} tensors do not fit config.json; "
-            f"{'; '.join(problems[:MAX_LISTED])}; take all files from one checkpoint, or download "
-            "them again"
-        )
-    return Source(name, folder, document, stored, {})
+    shapes = _expected_assistant(folder, document)
+    config = read_quantization(Section(document, "", str(folder / "config.json")))
+    if config is not None:
+        overrides = {assistant_name(path): choice for path, choice in config.overrides.items()}
+        config = replace(config, overrides=overrides)
+    tensors = {assistant_name(key): tensor for key, tensor in read_headers(folder).items()}
+    return Source(name, folder, document, tensors, check_tensors(folder, shapes, config, tensors))
 
 
 def _expected_assistant(folder: Path, document: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter of a drafter.
+    """Return the shape of every parameter of a drafter, by the names of `assistant_name`.
 
     Source: transformers modeling_gemma4_unified_assistant.py; Google's file has these 48 tensors.
     """
@@ -133,15 +148,15 @@ def _expected_assistant(folder: Path, document: dict[str, Any]) -> dict[str, tup
     if not isinstance(layer_types, list) or not layer_types:
         raise text.error("layer_types", layer_types, "it must list the type of each layer")
     shapes: dict[str, tuple[int, ...]] = {
-        "embed_tokens.weight": (text.integer("vocab_size"), D),
-        "norm.weight": (D,),
+        "language_model.embed_tokens.weight": (text.integer("vocab_size"), D),
+        "language_model.norm.weight": (D,),
         "pre_projection.weight": (D, 2 * backbone),
         "post_projection.weight": (backbone, D),
     }
     for index, layer_type in enumerate(layer_types):
         key = "global_head_dim" if layer_type == FULL_ATTENTION else "head_dim"
         head_dim = text.integer(key)
-        layer = f"layers.{index}"
+        layer = f"language_model.layers.{index}"
         shapes[f"{layer}.layer_scalar"] = (1,)
         for norm in (
             "input_layernorm",

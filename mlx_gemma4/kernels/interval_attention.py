@@ -13,6 +13,11 @@ import numpy as np
 # Scores of one block of queries, float32: large enough to keep a matmul busy, small beside weights.
 SCORE_BLOCK_BYTES = 64 << 20
 
+# Queries of one block.  All of them see the union of their intervals: an eighth of an interval more
+# than each needs; fewer than 128 rows no longer keep a matmul busy.
+MIN_BLOCK_QUERIES = 128
+_INTERVALS_PER_BLOCK = 8
+
 
 class IntervalMask:
     """The visible keys of each query, as an interval and the positions of the keys.
@@ -29,6 +34,7 @@ class IntervalMask:
         lo: [B, L] int32, first visible position of each query, 0 or more.
         hi: [B, L] int32, last visible position, inclusive.
         key_positions: [B, S] int32, position of each key; -1 marks an empty slot.
+        longest: Positions of the longest interval.
     """
 
     def __init__(self, lo: np.ndarray, hi: np.ndarray, key_positions: np.ndarray) -> None:
@@ -36,6 +42,7 @@ class IntervalMask:
         self.lo = lo
         self.hi = hi
         self.key_positions = key_positions
+        self.longest = int((hi - lo).max()) + 1
         self._is_in_order = len(lo) == 1 and bool((np.diff(key_positions[0]) == 1).all())
         self._blocks: dict[tuple[int, int], tuple[slice, mx.array | None]] = {}
         self._packed: mx.array | None = None
@@ -84,7 +91,8 @@ def interval_attention(q: mx.array, k: mx.array, v: mx.array, mask: IntervalMask
     """
     B, H, L, _ = q.shape
     S = k.shape[2]
-    size = max(1, min(L, SCORE_BLOCK_BYTES // (4 * B * H * S)))
+    size = max(MIN_BLOCK_QUERIES, mask.longest // _INTERVALS_PER_BLOCK)
+    size = max(1, min(L, size, SCORE_BLOCK_BYTES // (4 * B * H * S)))
     parts: list[mx.array] = []
     for start in range(0, L, size):
         stop = min(start + size, L)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_gemma4.config import Config, QuantizationSettings
+from mlx_gemma4.config import Config, QuantizationConfig, QuantizationSettings
 from mlx_gemma4.errors import CheckpointError
 from mlx_gemma4.weights.compressed_tensors import rename_packed
 from mlx_gemma4.weights.files import INDEX_FILE, find_files
@@ -99,8 +99,7 @@ def open_checkpoint(folder: str | Path, config: Config) -> Checkpoint:
     _drop_tied_head(folder, tensors, notes)
     config = _match_front_ends(config, tensors, notes)
     rename_packed(folder, config.quantization, tensors)
-    quantization = _find_quantized(folder, config, tensors)
-    _check_tensors(folder, config, tensors, quantization)
+    quantization = check_tensors(folder, expected_tensors(config), config.quantization, tensors)
     return Checkpoint(folder, config, tensors, quantization, tuple(notes))
 
 
@@ -174,34 +173,54 @@ def _match_front_ends(config: Config, tensors: dict[str, StoredTensor], notes: l
     return config
 
 
+def check_tensors(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: QuantizationConfig | None,
+    tensors: Mapping[str, StoredTensor],
+) -> dict[str, QuantizationSettings]:
+    """Return the settings of every quantized module, by canonical path, if all tensors fit.
+
+    Args:
+        folder: For messages.
+        shapes: Of every parameter by canonical name, as if nothing were quantized.
+        config: Of the quantization, if config.json has one.
+        tensors: By canonical name.
+
+    Raises:
+        CheckpointError: Some are missing, unexpected, or of a wrong shape or dtype.
+    """
+    quantization = _find_quantized(folder, config, tensors)
+    _check_fit(folder, shapes, config, tensors, quantization)
+    return quantization
+
+
 def _find_quantized(
-    folder: Path, config: Config, tensors: Mapping[str, StoredTensor]
+    folder: Path, config: QuantizationConfig | None, tensors: Mapping[str, StoredTensor]
 ) -> dict[str, QuantizationSettings]:
     """Return the settings of every module that has scales, by canonical path."""
     paths = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
     if not paths:
         return {}
-    if config.quantization is None:
+    if config is None:
         raise CheckpointError(
             f"{folder}: {len(paths)} modules are quantized ({listed(paths)}), but config.json has "
             "no quantization; take the config.json that belongs to the weights"
         )
-    default = config.quantization.default
-    overrides = {
-        canonical_name(path): settings for path, settings in config.quantization.overrides.items()
-    }
-    return {path: overrides.get(path) or default for path in paths}
+    overrides = {canonical_name(path): settings for path, settings in config.overrides.items()}
+    return {path: overrides.get(path) or config.default for path in paths}
 
 
-def _check_tensors(
+def _check_fit(
     folder: Path,
-    config: Config,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: QuantizationConfig | None,
     tensors: Mapping[str, StoredTensor],
     quantization: Mapping[str, QuantizationSettings],
 ) -> None:
     """Compare names, shapes, and dtypes with what the config asks for."""
-    expected = {name: (shape, FLOATS) for name, shape in expected_tensors(config).items()}
-    is_symmetric = config.quantization is not None and config.quantization.is_pack_quantized
+    expected = {name: (shape, FLOATS) for name, shape in shapes.items()}
+    is_symmetric = config is not None and config.is_pack_quantized
     for path, settings in quantization.items():
         shape, _ = expected.get(f"{path}.weight", ((), ()))
         if len(shape) == 2:

@@ -19,16 +19,18 @@ from mlx_gemma4.api import load
 from mlx_gemma4.config import Config
 from mlx_gemma4.convert import awq
 from mlx_gemma4.convert.awq import FACTORS_FILE, calibration_inputs, learn
-from mlx_gemma4.convert.conversion import convert, partial_folder_of
+from mlx_gemma4.convert.conversion import convert
 from mlx_gemma4.convert.encode import Factors
 from mlx_gemma4.convert.plan import ConversionPlan, plan_conversion
 from mlx_gemma4.convert.recipe import read_recipe
 from mlx_gemma4.convert.source import ASSISTANT, Source, open_source
+from mlx_gemma4.convert.target import partial_folder_of
 from mlx_gemma4.errors import OptionError
 from mlx_gemma4.evaluation.layers import LayerwiseRun
 from mlx_gemma4.evaluation.prompts import bundled_prompts, score_prompts
 from mlx_gemma4.hub import find_checkpoint
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.kernels.qkv_norm_rope import pack_offsets
 from mlx_gemma4.processing.processor import Processor
 from mlx_gemma4.weights import canonical_name, open_checkpoint
 
@@ -181,7 +183,7 @@ def layer_errors(
                     ]
                     attention += mx.mean((heads[0] - heads[1]) ** 2).item() / len(inputs)
             between = x + ours.post_attention_layernorm(
-                ours.self_attn(ours.input_layernorm(x), mask, 0, None)
+                ours.self_attn(ours.input_layernorm(x), mask, pack_offsets([0]), None)
             )
             wanted, found = (
                 layer.mlp(layer.pre_feedforward_layernorm(between)) for layer in (ours, theirs)

@@ -21,10 +21,11 @@ from tiny_tokenizer import write_tiny_checkpoint
 from mlx_gemma4.api import load
 from mlx_gemma4.config import Config
 from mlx_gemma4.convert import conversion, encode
-from mlx_gemma4.convert.conversion import Conversion, convert, partial_folder_of
+from mlx_gemma4.convert.conversion import Conversion, convert
 from mlx_gemma4.convert.plan import plan_conversion
 from mlx_gemma4.convert.recipe import read_recipe
 from mlx_gemma4.convert.source import open_source
+from mlx_gemma4.convert.target import partial_folder_of
 from mlx_gemma4.convert.verify import verify_checkpoint
 from mlx_gemma4.errors import CheckpointError, OptionError
 from mlx_gemma4.inputs import ModelInputs
@@ -274,7 +275,7 @@ def test_a_killed_process_leaves_no_target_and_is_resumed(tmp_path: Path) -> Non
 
 
 def test_two_runs_into_one_target_exclude_each_other(source: Path, tmp_path: Path) -> None:
-    def nested(done: int, total: int) -> None:
+    def nested(phase: str, done: int, total: int) -> None:
         with pytest.raises(OptionError, match="another run is converting into"):
             run(source, "q4", tmp_path / "out")
 

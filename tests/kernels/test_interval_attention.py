@@ -104,6 +104,7 @@ def test_scores_of_a_long_prompt_stay_within_a_block(rng, monkeypatch):
     q, k, v = (mx.array(array) for array in drawn(rng, 1, 4, 1, L, L, 8, 8))
     hi = np.arange(L, dtype=np.int32)[None]
     peaks = []
+    monkeypatch.setattr(op, "MIN_BLOCK_QUERIES", L)
     for block_bytes in (1 << 20, 1 << 30):
         monkeypatch.setattr(op, "SCORE_BLOCK_BYTES", block_bytes)
         mx.reset_peak_memory()
@@ -112,3 +113,19 @@ def test_scores_of_a_long_prompt_stay_within_a_block(rng, monkeypatch):
         peaks.append(mx.get_peak_memory() - before)
     assert peaks[1] > 4 * L * L * 4  # every score at once, float32
     assert peaks[0] < peaks[1] / 3
+
+
+def test_a_block_reads_the_keys_of_its_band_alone(rng):
+    """1,024 queries of a window of 256 see 1,279 keys in all; a block of 128 sees 383."""
+    L, window = 1024, 256
+    hi = window + np.arange(L, dtype=np.int32)[None]
+    mask = IntervalMask(hi - window + 1, hi, np.arange(window + L, dtype=np.int32)[None])
+    q, k, v = drawn(rng, 1, 2, 1, L, window + L, 8, 8)
+    out = run(q, k, v, mask)
+    widths = {
+        keys.stop - keys.start for keys, _ in (mask.block(n, n + 128) for n in range(0, L, 128))
+    }
+    assert widths == {window + 127}
+    assert mask._blocks.keys() == {(n, n + 128) for n in range(0, L, 128)}
+    expected = reference(q, k, v, mask.lo, mask.hi, mask.key_positions)
+    np.testing.assert_allclose(out, expected, atol=2e-5)

@@ -1,4 +1,4 @@
-"""The simulator's fixture for its own tests, and MLX's text of a kernel."""
+"""The text of a kernel, as MLX itself writes it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -6,9 +6,6 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from metal_sim.plugin import metal_sim
-
-__all__ = ["metal_sim", "mlx_text"]
 
 # The one of MLX, whatever a fixture puts in its place.
 MLX_METAL_KERNEL = mx.fast.metal_kernel

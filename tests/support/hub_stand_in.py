@@ -1,13 +1,14 @@
-"""The part of the Hugging Face Hub's HTTP API that uploads use, on 127.0.0.1, for tests.
+"""The part of the Hugging Face Hub's HTTP API that transfers use, on 127.0.0.1, for tests.
 
     with HubStandIn() as hub:
         connect(hub, monkeypatch)  # or, for another process: HF_ENDPOINT=hub.url and so on
         ...
         hub.repos["me/name"].files["config.json"]
 
-Large files go as the Hub has them go: LFS batch, PUT to a storage under another host name, commit.
-The storage keeps what has arrived when a commit never comes.  `on_request` sees every request
-first: it may answer in the stand-in's place, or break the connection off.
+Large files go as the Hub has them go: LFS batch, PUT to a storage under another host name, commit;
+and they come from there, by ranges of bytes if that is asked for.  The storage keeps what has
+arrived when a commit never comes.  `on_request` sees every request first: it may answer in the
+stand-in's place, or break the connection off.
 """
 
 import base64
@@ -27,6 +28,8 @@ import pytest
 _MAX_BODY_BYTES = 64 << 20
 _TIMEOUT_S = 20
 _LFS_SUFFIXES = (".safetensors",)
+_COMMIT = "0" * 40
+_CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class HubStandIn:
         repos: By name.
         objects: What the storage has, by SHA-256.
         requests: All that came.
+        knows_ranges: Whether the storage sends parts of files; else it sends all of them.
+        sent_bytes: Of files, by their path in the repository, in answer to GET.
         on_request: Called with each request; an answer replaces the stand-in's own.
     """
 
@@ -78,6 +83,8 @@ class HubStandIn:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[Request] = []
+        self.knows_ranges = True
+        self.sent_bytes: dict[str, int] = {}
         self.on_request: Callable[[Request], Answer | None] = lambda _: None
         stand_in = self
 
@@ -137,6 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_HEAD(self) -> None:
+        self._answer()
+
     def do_POST(self) -> None:
         self._answer()
 
@@ -157,6 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(answer.status, answer.body, answer.headers)
             return
         try:
+            if self.command in ("GET", "HEAD") and self._send_file(urlsplit(request.path).path):
+                return
             value = self._route(urlsplit(request.path).path, body)
             self._send(200, json.dumps(value).encode(), (("ETag", '"stored"'),))
         except _RefusalError as refusal:
@@ -181,13 +193,65 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _send_file(self, path: str) -> bool:
+        """Send a file, or say where it is; False if the path is not that of one."""
+        if path.startswith("/storage/files/"):
+            _, _, user, name, file = path.removeprefix("/storage").split("/", 4)
+            self._send_content(file, self.hub.repos[f"{user}/{name}"].files[file])
+            return True
+        parts = path.removeprefix("/").split("/", 4)
+        if len(parts) != 5 or parts[2] != "resolve":
+            return False
+        self._check_token()
+        user, name, _, _, file = parts
+        repo = self.hub.repos.get(f"{user}/{name}")
+        if repo is None or file not in repo.files:
+            raise _RefusalError(404, "Entry not found")
+        content = repo.files[file]
+        headers = (("X-Repo-Commit", _COMMIT), ("ETag", f'"{self._oid_of(repo, file)}"'))
+        if not file.endswith(_LFS_SUFFIXES):
+            self._send_content(file, content, headers)
+            return True
+        location = f"{self.hub.storage_url}/files/{user}/{name}/{file}?X-Amz-Signature=Secret"
+        headers += (("X-Linked-Size", str(len(content))), ("X-Linked-ETag", headers[1][1]))
+        self._send(302, b"", (*headers, ("Location", location)))
+        return True
+
+    def _send_content(
+        self, file: str, content: bytes, headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        status, wanted = 200, self.headers.get("Range", "")
+        if wanted.startswith("bytes=") and self.hub.knows_ranges:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            size, start, stop = len(content), int(first), int(last or len(content)) + 1
+            content, status = content[start:stop], 206
+            headers += (("Content-Range", f"bytes {start}-{min(stop, size) - 1}/{size}"),)
+        self.send_response(status)
+        for name, value in (*headers, ("Content-Length", str(len(content)))):
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        try:
+            for start in range(0, len(content), _CHUNK_BYTES):
+                self.wfile.write(content[start : start + _CHUNK_BYTES])
+                self.wfile.flush()
+                sent = len(content[start : start + _CHUNK_BYTES])
+                self.hub.sent_bytes[file] = self.hub.sent_bytes.get(file, 0) + sent
+        except ConnectionError:  # whoever asked has seen enough
+            self.close_connection = True
+
+    def _check_token(self) -> None:
+        if self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            raise _RefusalError(401, "Invalid credentials in Authorization header")
 
     def _route(self, path: str, body: bytes) -> Any:
         if path.startswith("/storage/"):
             return self._store(path.removeprefix("/storage/"), body)
-        if self.headers.get("Authorization") != f"Bearer {self.hub.token}":
-            raise _RefusalError(401, "Invalid credentials in Authorization header")
+        self._check_token()
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
@@ -204,11 +268,8 @@ class _Handler(BaseHTTPRequestHandler):
         match rest:
             case [] | ["revision", "main"]:
                 return self._describe(full_name, repo)
-            case ["tree", "main"]:
-                return [
-                    {"type": "file", "path": path, "size": len(content), "oid": _git_oid(content)}
-                    for path, content in repo.files.items()
-                ]
+            case ["tree", _]:
+                return [self._list_file(repo, path) for path in repo.files]
             case ["preupload", "main"]:
                 return self._preupload(repo, json.loads(body))
             case ["commit", "main"]:
@@ -233,9 +294,17 @@ class _Handler(BaseHTTPRequestHandler):
             "id": name,
             "modelId": name,
             "private": repo.is_private,
-            "sha": "0" * 40,
+            "sha": _COMMIT,
             "siblings": [{"rfilename": path} for path in repo.files],
         }
+
+    def _list_file(self, repo: Repo, path: str) -> Any:
+        content = repo.files[path]
+        size, oid = len(content), _git_oid(content)
+        listed: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": oid}
+        if path.endswith(_LFS_SUFFIXES):
+            listed["lfs"] = {"oid": self._oid_of(repo, path), "size": size, "pointerSize": 130}
+        return listed
 
     def _preupload(self, repo: Repo, wish: dict[str, Any]) -> Any:
         return {
@@ -303,7 +372,9 @@ def connect(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, *, token: str | No
     """Have huggingface_hub, which read its environment when it was imported, talk to a stand-in."""
     from huggingface_hub import constants
 
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", token or hub.token)

@@ -1,13 +1,13 @@
 """The text that mx.fast.metal_kernel compiles, byte for byte.
 
-MLX makes a kernel's signature itself: from names, dtypes and sizes of the inputs, and from what the
-source mentions.  Two traps follow, and both are kept here.  Names are looked for as substrings, so
-`mask_shape` in the source also adds a buffer for an input called `k`, were it `k_shape` of
-`mask_shape`; and an input of fewer than eight elements lies in another address space than a longer
-one, so that its kernel is another kernel.
+MLX makes a kernel's signature itself: from names, dtypes and sizes of the inputs, and from what
+the source mentions.  Two traps follow, and both are kept here.  Names are looked for as substrings:
+`mask_shape` mentions `k_shape` too, so that an input called `k` gets a buffer for its shape.  And
+an input of fewer than eight elements lies in another address space than a longer one, so that its
+kernel is another kernel.
 
 Source: mlx/backend/common/metal_kernel.cpp, write_signature and metal_kernel; type names from
-get_type_string in mlx/backend/common/compiled.cpp.
+get_type_string in mlx/backend/common/compiled.cpp.  The tests compare with what MLX itself prints.
 """
 
 from collections.abc import Sequence

@@ -186,10 +186,9 @@ void check_outputs() {
       first = byte;
     }
     if (missing == 0) continue;
-    // Each output has its own message: `line` only tells them apart.
+    // The address is no code; it only tells the messages of several outputs apart.
     if (Message* message = report(Check::unwritten_output, buffer.start)) {
       describe(message, buffer, buffer.start + first, missing);
-      message->code_offset = 0;
     }
   }
 }

@@ -2,7 +2,7 @@
 //
 // Two accesses are ordered if one thread makes both, if a threadgroup barrier that orders their
 // memory lies between, or, within a simdgroup, a simdgroup barrier that does.  This is decided from
-// the barriers passed, not from what happened to run first: every order of execution finds the same.
+// the barriers passed, not from what happened to run first: every order finds the same.
 #pragma once
 
 #include "runtime.h"

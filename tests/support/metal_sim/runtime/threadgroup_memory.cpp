@@ -57,7 +57,8 @@ void describe(Message* message, const Variable& variable, u64 offset, const Span
 
 void report_race(Conflict conflict, const Span& span, const Variable& variable, u64 offset,
                  const Stamp& other, Access other_access) {
-  Check check = conflict == Conflict::in_simdgroup ? Check::simdgroup_race : Check::threadgroup_race;
+  bool is_in_simdgroup = conflict == Conflict::in_simdgroup;
+  Check check = is_in_simdgroup ? Check::simdgroup_race : Check::threadgroup_race;
   if (Message* message = report(check, span.code)) {
     describe(message, variable, offset, span);
     message->other_access = other_access;
