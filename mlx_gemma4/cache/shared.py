@@ -25,7 +25,7 @@ class SharedCache:
         self.rows: mx.array | None = None
 
     def key_positions(self, length: int) -> np.ndarray:
-        """Return the positions of the rows that `update_and_fetch` will return, [S] int32.
+        """Return the positions of the rows in use after `update_and_fetch`, [S] int32.
 
         Args:
             length: New positions, L.
@@ -33,13 +33,13 @@ class SharedCache:
         return np.arange(self.offset + length, dtype=np.int32)
 
     def update_and_fetch(self, rows: mx.array) -> mx.array:
-        """Add the rows of new positions; return all rows.
+        """Add the rows of new positions; return the whole buffer, of which `offset` rows are used.
 
         Args:
             rows: [B, K, L, Dh + rotated] of positions offset..offset + L.
 
         Returns:
-            [B, K, offset + L, Dh + rotated], at `key_positions(L)`.
+            [B, K, allocated, Dh + rotated]; slot p holds position p.
         """
         B, K, L, D = rows.shape
         start, end = self.offset, self.offset + L
@@ -50,7 +50,7 @@ class SharedCache:
         assert self.rows is not None
         self.rows[:, :, start:end] = rows
         self.offset = end
-        return self.rows[:, :, :end]
+        return self.rows
 
     def is_trimmable(self, count: int) -> bool:
         """Whether the last `count` positions can be undone."""

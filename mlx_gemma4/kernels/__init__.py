@@ -3,6 +3,6 @@
 Importing the package imports every operation that has a kernel, and so registers all kernels.
 """
 
-from mlx_gemma4.kernels import qkv_norm_rope, residual_norms, sliding_attention
+from mlx_gemma4.kernels import qkv_norm_rope, residual_norms, shared_attention, sliding_attention
 
-__all__ = ["qkv_norm_rope", "residual_norms", "sliding_attention"]
+__all__ = ["qkv_norm_rope", "residual_norms", "shared_attention", "sliding_attention"]

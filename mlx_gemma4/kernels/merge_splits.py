@@ -5,23 +5,22 @@ import mlx.core as mx
 from mlx_gemma4.kernels.interval_attention import IntervalMask
 from mlx_gemma4.kernels.metal_kernel import MetalKernel, pack_params
 
-# Enough threadgroups for the largest GPU to have some on each core, and keys enough in each run
-# for its start and the merge to cost little.
+# Enough threadgroups for the largest GPU to have some on each core.
 _THREADGROUPS = 128
-_MIN_KEYS = 64
 
 _kernel = MetalKernel("merge_splits", inputs=("partial", "state", "params"), outputs=("out",))
 
 
-def num_splits(mask: IntervalMask, threadgroups: int) -> int:
+def num_splits(mask: IntervalMask, threadgroups: int, min_keys: int) -> int:
     """Return into how many runs the visible keys are cut.
 
     Args:
         mask: Whose intervals tell how many keys there are.
         threadgroups: That the launch has without cutting keys.
+        min_keys: Of a run, for its start and the merge to cost little beside it.
     """
     keys = int((mask.hi.max(axis=1) - mask.lo.min(axis=1)).max()) + 1
-    return max(1, min(_THREADGROUPS // threadgroups, -(-keys // _MIN_KEYS)))
+    return max(1, min(_THREADGROUPS // threadgroups, -(-keys // min_keys)))
 
 
 def merge_splits(partial: mx.array, state: mx.array, q: mx.array) -> mx.array:

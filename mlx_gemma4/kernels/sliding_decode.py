@@ -13,6 +13,7 @@ from mlx_gemma4.kernels.ring_rows import HEAD_DIMS, RingRows, ring_attention
 from mlx_gemma4.kernels.sliding_cases import sliding_case
 
 _THREADS = 128
+_MIN_KEYS = 64  # of a run
 _MAX_ROWS = 4  # query rows of one key head, which stay in registers
 
 _kernel = MetalKernel(
@@ -39,7 +40,7 @@ def launch(q: mx.array, rows: RingRows, mask: IntervalMask) -> tuple[mx.array]:
     B, H, L, Dh = q.shape
     K, slots = rows.ring.shape[1:3]
     num_rows = L * H // K
-    splits = num_splits(mask, B * K)
+    splits = num_splits(mask, B * K, _MIN_KEYS)
     is_direct = splits == 1
     partial = (B, K, splits, num_rows)
     out, state = _kernel(

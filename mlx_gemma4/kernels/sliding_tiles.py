@@ -22,6 +22,7 @@ _kernel = MetalKernel(
     outputs=("out", "state"),
 )
 
+_MIN_KEYS = 64  # of a run
 _NEVER = 2**31 - 1  # the position of a chunk that there is not
 
 
@@ -48,7 +49,7 @@ def launch(q: mx.array, rows: RingRows, mask: IntervalMask) -> tuple[mx.array]:
     num_rows = L * H // K
     row_groups = 1 if num_rows <= 8 else 2 if num_rows <= 16 else 4
     tiles = -(-num_rows // (8 * row_groups))
-    splits = num_splits(mask, B * K * tiles)
+    splits = num_splits(mask, B * K * tiles, _MIN_KEYS)
     is_direct = splits == 1
     starts = [_NEVER] * B if rows.chunk is None else list(rows.starts)
     partial = (B, K, splits, num_rows)

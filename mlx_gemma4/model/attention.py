@@ -13,6 +13,7 @@ from mlx_gemma4.cache import LayerCache, SharedCache, SlidingCache
 from mlx_gemma4.config import TextConfig
 from mlx_gemma4.kernels.interval_attention import IntervalMask, interval_attention
 from mlx_gemma4.kernels.qkv_norm_rope import HeadLayout, qkv_norm_rope
+from mlx_gemma4.kernels.shared_attention import shared_attention
 from mlx_gemma4.kernels.sliding_attention import sliding_attention
 from mlx_gemma4.model.linear import Linear
 from mlx_gemma4.model.rope import RoPE
@@ -118,9 +119,10 @@ class GlobalAttention(nn.Module):
             offsets,
             self._layout,
         )
-        if cache is not None:
+        if cache is None:
+            k, v = rows[..., : self.head_dim], rows[..., self._rope.dims :]
+            out = interval_attention(q, k, v, mask)
+        else:
             assert isinstance(cache, SharedCache)
-            rows = cache.update_and_fetch(rows)
-        k, v = rows[..., : self.head_dim], rows[..., self._rope.dims :]
-        out = interval_attention(q, k, v, mask)
+            out = shared_attention(q, cache.update_and_fetch(rows), mask, cache.offset)
         return self.o_proj(out.swapaxes(1, 2).reshape(B, L, -1))
