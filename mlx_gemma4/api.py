@@ -22,6 +22,7 @@ from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.kernels import registry
 from mlx_gemma4.kernels.kernel import Sizes
 from mlx_gemma4.memory import DEFAULT_CONTEXT, check_memory, machine_limit
+from mlx_gemma4.model.fuse import fuse_projections
 from mlx_gemma4.model.gemma4 import Gemma4
 from mlx_gemma4.model.intervals import ImageAttention
 from mlx_gemma4.processing.processor import Processor, Prompt, PromptOptions
@@ -97,6 +98,7 @@ def load(
         checkpoint, dtype=chosen_dtype, quantize=quantize, progress=progress
     )
     model = Gemma4.from_weights(checkpoint.config, weights, quantization, image_attention)
+    fuse_projections(model.language_model)
     model.generation_config = generation_config
     sizes = Sizes.from_config(checkpoint.config.text_config, chosen_dtype)
     kernel_notes = registry.prepare(sizes, tune=tune, progress=tune_progress)

@@ -6,6 +6,8 @@ head dimensions stand in a permuted order, rotated ones first, which `global_lay
 weights when a checkpoint is loaded.
 """
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -54,9 +56,7 @@ class SlidingAttention(nn.Module):
         """
         B, L, _ = x.shape
         q, rows = qkv_norm_rope(
-            self.q_proj(x),
-            self.k_proj(x),
-            self.v_proj(x),
+            *_project(self, x),
             self.q_norm.weight,
             self.k_norm.weight,
             self._rope.periods,
@@ -110,9 +110,7 @@ class GlobalAttention(nn.Module):
         """
         B, L, _ = x.shape
         q, rows = qkv_norm_rope(
-            self.q_proj(x),
-            self.k_proj(x),
-            None,
+            *_project(self, x),
             self.q_norm.weight,
             self.k_norm.weight,
             self._rope.periods,
@@ -126,3 +124,13 @@ class GlobalAttention(nn.Module):
             assert isinstance(cache, SharedCache)
             out = shared_attention(q, cache.update_and_fetch(rows), mask, cache.offset)
         return self.o_proj(out.swapaxes(1, 2).reshape(B, L, -1))
+
+
+def _project(
+    attention: nn.Module, x: mx.array
+) -> tuple[mx.array, mx.array | None, mx.array | None]:
+    """Return q, k, and v as `qkv_norm_rope` takes them: apart, or all in one (`fuse`)."""
+    if "qkv_proj" in attention:
+        return attention.qkv_proj(x), None, None
+    v = attention.v_proj(x) if "v_proj" in attention else None
+    return attention.q_proj(x), attention.k_proj(x), v
