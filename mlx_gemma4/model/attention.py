@@ -126,9 +126,7 @@ class GlobalAttention(nn.Module):
         return self.o_proj(out.swapaxes(1, 2).reshape(B, L, -1))
 
 
-def _project(
-    attention: nn.Module, x: mx.array
-) -> tuple[mx.array, mx.array | None, mx.array | None]:
+def _project(attention: Any, x: mx.array) -> tuple[mx.array, mx.array | None, mx.array | None]:
     """Return q, k, and v as `qkv_norm_rope` takes them: apart, or all in one (`fuse`)."""
     if "qkv_proj" in attention:
         return attention.qkv_proj(x), None, None
