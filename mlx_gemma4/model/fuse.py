@@ -13,6 +13,9 @@ import mlx.nn as nn
 from mlx_gemma4.model.decoder import LanguageModel
 from mlx_gemma4.model.linear import Linear, QuantizedLinear
 
+# Rows and columns of a matrix that any group size divides.
+_PACKABLE = 128
+
 
 def fuse_projections(language_model: LanguageModel) -> None:
     """Replace q_proj, k_proj, and v_proj of every layer by `qkv_proj`, where they can be joined.
@@ -37,7 +40,8 @@ def join_rows(modules: Sequence[nn.Module]) -> Linear | QuantizedLinear | None:
         if len(settings) != 1:
             return None
         group_size, bits, mode = settings.pop()
-        joined = QuantizedLinear(group_size, 1, False, group_size, bits, mode)
+        # The sizes are those of no part, but ones that every mode can pack.
+        joined = QuantizedLinear(_PACKABLE, _PACKABLE, False, group_size, bits, mode)
     else:
         return None
     parts: list[dict[str, Any]] = [dict(module.parameters()) for module in modules]

@@ -56,8 +56,8 @@ def test_load_fuses(tiny_checkpoint):
     assert all("qkv_proj" in layer.self_attn for layer in model.language_model.layers)
 
 
-def linear(rows, dtype=mx.float32, bias=False):
-    module = Linear(64, rows, bias=bias)
+def linear(rows, dtype=mx.float32, bias=False, columns=64):
+    module = Linear(columns, rows, bias=bias)
     module.weight = module.weight.astype(dtype)
     return module
 
@@ -78,10 +78,18 @@ def test_matrices_stored_in_different_ways_stay_apart(modules):
     assert join_rows(modules) is None
 
 
-def test_rows_stand_one_after_the_other():
-    modules = [linear(8).to_quantized(32, 4, "mxfp4"), linear(4).to_quantized(32, 4, "mxfp4")]
+@pytest.mark.parametrize(
+    "settings",
+    [(32, 4, "affine"), (128, 8, "affine"), (32, 4, "mxfp4"), (32, 8, "mxfp8"), (16, 4, "nvfp4")],
+    ids=str,
+)
+def test_rows_stand_one_after_the_other(settings):
+    modules = [
+        linear(8, columns=256).to_quantized(*settings),
+        linear(4, columns=256).to_quantized(*settings),
+    ]
     joined = join_rows(modules)
     assert isinstance(joined, QuantizedLinear)
-    x = mx.random.normal((2, 64))
+    x = mx.random.normal((2, 256))
     apart = mx.concatenate([module(x) for module in modules], axis=-1)
     assert np.array(joined(x)).tolist() == np.array(apart).tolist()
