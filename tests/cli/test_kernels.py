@@ -23,8 +23,8 @@ def gpu(monkeypatch, tmp_path):
         fake_kernel("slow", kernel_s=0.003),
         fake_kernel("wrong", kernel=lambda x: x),
     )
-    with fake_gpu(monkeypatch, tmp_path, *kernels):
-        yield tmp_path
+    fake_gpu(monkeypatch, tmp_path, *kernels)
+    return tmp_path
 
 
 @pytest.mark.usefixtures("no_gpu")

@@ -16,8 +16,8 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(trial, "_THOROUGH_SAMPLES", 3)
     monkeypatch.delenv("MLX_GEMMA4_MODEL", raising=False)
     kernels = fake_kernel("fast", plain_s=0.003), fake_kernel("wrong", kernel=lambda x: x)
-    with fake_gpu(monkeypatch, tmp_path, *kernels):
-        yield tmp_path
+    fake_gpu(monkeypatch, tmp_path, *kernels)
+    return tmp_path
 
 
 @pytest.mark.parametrize("arguments", [["--model", "demo"], ["--show"], ["--reset"]])

@@ -1,8 +1,7 @@
 """A machine that seems to have an Apple GPU, and kernels that do as a test says."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +67,19 @@ def raises(_: mx.array) -> mx.array:
     raise RuntimeError("[metal::Device] Unable to build metal library\nprogram_source:3: error")
 
 
-@contextmanager
-def fake_gpu(monkeypatch: pytest.MonkeyPatch, folder: Path, *kernels: Kernel) -> Iterator[None]:
-    """Have an Apple GPU with these kernels alone, and verdicts in a folder."""
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, folder: Path, *kernels: Kernel) -> None:
+    """Have an Apple GPU with these kernels alone, and verdicts in a folder, until the test ends.
+
+    What a test patches itself, with the same `monkeypatch`, is then undone in the right order.
+    """
 
     def device_info(_: Any = None) -> dict[str, Any]:
         return {"device_name": CHIP, "architecture": "applegpu_g19s"}
 
-    with monkeypatch.context() as patch:
-        patch.setattr(mx.metal, "is_available", lambda: True)
-        patch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-        patch.setattr(mx, "device_info", device_info)
-        patch.setattr(registry, "KERNELS", {kernel.name: kernel for kernel in kernels})
-        patch.setattr(registry, "_states", {})
-        patch.setenv("MLX_GEMMA4_CACHE", str(folder))
-        patch.delenv("MLX_GEMMA4_KERNELS", raising=False)
-        yield
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx, "device_info", device_info)
+    monkeypatch.setattr(registry, "KERNELS", {kernel.name: kernel for kernel in kernels})
+    monkeypatch.setattr(registry, "_states", {})
+    monkeypatch.setenv("MLX_GEMMA4_CACHE", str(folder))
+    monkeypatch.delenv("MLX_GEMMA4_KERNELS", raising=False)
