@@ -68,7 +68,9 @@ def test_logits_are_those_of_the_model(name: str, small: Path, rng: np.random.Ge
     inputs = media_inputs(folder, rng)
     assert len(inputs[0]) > 2 * model.config.text_config.sliding_window
     for of_one, logits in zip(inputs, run_whole(folder, inputs), strict=True):
-        difference(logits, np.array(model(of_one))).assert_within(2e-6, mean_kl=1e-11)
+        # `load` joins q, k, and v, whose sums then have another order.  KL is at most half the
+        # variance of the difference: of logits about 5 in size, (5e-6 * 5)^2 / 2.
+        difference(logits, np.array(model(of_one))).assert_within(5e-6, mean_kl=5e-10)
 
 
 @pytest.mark.parametrize(
