@@ -63,7 +63,8 @@ for (int p = begin + int(simdgroup * STEP); p < end; p += int(SIMDGROUPS * STEP)
   float scores[ROWS][STEP];
   float4 values[STEP][QUADS];
   for (uint j = 0; j < STEP; ++j) {
-    // Past the end the last key is read again, and not counted.
+    // Past the end the last key is read again, and not counted.  A run is never longer than the
+    // ring, so it begins anew once at most.
     int at = slot + min(int(j), end - 1 - p);
     at -= at >= capacity ? capacity : 0;
     const device T4* row = (const device T4*)(rows + size_t(at) * 2 * DH);
@@ -105,7 +106,6 @@ for (int p = begin + int(simdgroup * STEP); p < end; p += int(SIMDGROUPS * STEP)
     }
   }
   slot += int(SIMDGROUPS * STEP);
-  slot -= slot >= capacity ? capacity : 0;
 }
 
 threadgroup float2 states[SIMDGROUPS][ROWS];

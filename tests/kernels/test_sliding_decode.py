@@ -100,6 +100,7 @@ def test_what_fits():
 
 
 def test_the_self_check_passes(metal_sim):
+    metal_sim.orders = 1
     assert self_check(op.KERNEL) is None
 
 
