@@ -97,7 +97,10 @@ def interval_attention(q: mx.array, k: mx.array, v: mx.array, mask: IntervalMask
     for start in range(0, L, size):
         stop = min(start + size, L)
         keys, matrix = mask.block(start, stop)
-        parts.append(_attend(q[:, :, start:stop], k[:, :, keys], v[:, :, keys], matrix))
+        queries = q[:, :, start:stop]
+        if parts:  # one block after the other: MLX would otherwise make the scores of many at once
+            queries = mx.depends([queries], [parts[-1]])[0]
+        parts.append(_attend(queries, k[:, :, keys], v[:, :, keys], matrix))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
 

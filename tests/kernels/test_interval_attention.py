@@ -115,6 +115,22 @@ def test_scores_of_a_long_prompt_stay_within_a_block(rng, monkeypatch):
     assert peaks[0] < peaks[1] / 3
 
 
+def test_blocks_come_one_after_the_other(rng, monkeypatch):
+    """MLX would make the scores of ten blocks at once: as many operations as it launches ahead."""
+    L, size = 2048, 64
+    monkeypatch.setattr(op, "MIN_BLOCK_QUERIES", size)
+    monkeypatch.setattr(op, "SCORE_BLOCK_BYTES", 4 * 4 * L * size)
+    q, k, v = (mx.array(array) for array in drawn(rng, 1, 4, 1, L, L, 8, 8))
+    hi = np.arange(L, dtype=np.int32)[None]
+    mask = IntervalMask(np.zeros_like(hi), hi, hi)
+    mx.eval(q, k, v, [mask.block(start, start + size)[1] for start in range(0, L, size)])
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(interval_attention(q, k, v, mask))
+    assert mx.get_peak_memory() - before < 7 * op.SCORE_BLOCK_BYTES
+
+
 def test_a_block_reads_the_keys_of_its_band_alone(rng):
     """1,024 queries of a window of 256 see 1,279 keys in all; a block of 128 sees 383."""
     L, window = 1024, 256
