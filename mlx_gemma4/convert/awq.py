@@ -39,8 +39,8 @@ from mlx_gemma4.errors import OptionError
 from mlx_gemma4.evaluation.layers import LayerStep, LayerwiseRun
 from mlx_gemma4.evaluation.prompts import bundled_prompts, score_prompts
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.kernels.gate_up_geglu import geglu
 from mlx_gemma4.kernels.qkv_norm_rope import pack_offsets
-from mlx_gemma4.model.decoder import geglu
 from mlx_gemma4.processing.processor import Processor
 from mlx_gemma4.weights import open_checkpoint
 

@@ -15,7 +15,7 @@ from mlx_gemma4.convert import awq
 from mlx_gemma4.convert.encode import BLOCK_BYTES, blocks_of, encode_block, read_plain_rows
 from mlx_gemma4.convert.plan import ConversionPlan, PlannedParameter
 from mlx_gemma4.convert.q4_0 import BLOCK_SIZE, fit_rows
-from mlx_gemma4.model.decoder import geglu
+from mlx_gemma4.kernels.gate_up_geglu import geglu
 
 # Python, MLX, and NumPy without any tensor: measured on Linux with MLX 0.32.
 _BASE_BYTES = 120 << 20

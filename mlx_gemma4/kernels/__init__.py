@@ -3,6 +3,20 @@
 Importing the package imports every operation that has a kernel, and so registers all kernels.
 """
 
-from mlx_gemma4.kernels import qkv_norm_rope, residual_norms, shared_attention, sliding_attention
+from mlx_gemma4.kernels import (
+    gate_up_geglu,
+    qkv_norm_rope,
+    quantized_matmul,
+    residual_norms,
+    shared_attention,
+    sliding_attention,
+)
 
-__all__ = ["qkv_norm_rope", "residual_norms", "shared_attention", "sliding_attention"]
+__all__ = [
+    "gate_up_geglu",
+    "qkv_norm_rope",
+    "quantized_matmul",
+    "residual_norms",
+    "shared_attention",
+    "sliding_attention",
+]

@@ -7,18 +7,22 @@ import mlx.nn as nn
 
 from mlx_gemma4.cache import LayerCache, PromptCache
 from mlx_gemma4.config import TextConfig
+from mlx_gemma4.kernels.gate_up_geglu import gate_up_geglu, geglu
 from mlx_gemma4.kernels.interval_attention import IntervalMask
 from mlx_gemma4.kernels.qkv_norm_rope import pack_offsets
 from mlx_gemma4.kernels.residual_norms import residual_norms
 from mlx_gemma4.model.attention import GlobalAttention, SlidingAttention
-from mlx_gemma4.model.linear import Linear
+from mlx_gemma4.model.linear import Linear, QuantizedLinear
 from mlx_gemma4.model.rope import RoPE
+
+# Positions of a decoding step or of a draft at most; more are a part of a prompt.
+MAX_DECODE_LENGTH = 16
 
 
 @partial(mx.compile, shapeless=True)
-def geglu(gate: mx.array, up: mx.array) -> mx.array:
-    """Return gelu(gate) * up, with the tanh form of gelu (`gelu_pytorch_tanh`)."""
-    return nn.gelu_approx(gate) * up
+def softcap(logits: mx.array, cap: mx.array) -> mx.array:
+    """Return tanh(logits / cap) * cap in float32."""
+    return mx.tanh(logits.astype(mx.float32) / cap) * cap
 
 
 class MLP(nn.Module):
@@ -36,7 +40,10 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map x [B, L, D] to [B, L, D]."""
-        return self.down_proj(geglu(self.gate_proj(x), self.up_proj(x)))
+        gate, up = self.gate_proj, self.up_proj
+        if isinstance(gate, QuantizedLinear) and isinstance(up, QuantizedLinear):
+            return self.down_proj(gate_up_geglu(x, gate.matrix, up.matrix))
+        return self.down_proj(geglu(gate(x), up(x)))
 
 
 class DecoderLayer(nn.Module):
@@ -156,10 +163,13 @@ class LanguageModel(nn.Module):
         ):
             layer_cache = cache[index] if cache else None
             x, normed = layer(x, normed, next_norm, masks[layer_type], offsets, layer_cache)
+            if layer_cache is not None and x.shape[1] > MAX_DECODE_LENGTH:
+                # Rows that wait to be written hold a layer's arrays until the end of the chunk.
+                mx.async_eval(x, normed, layer_cache.state)
         return normed
 
     def logits(self, x: mx.array) -> mx.array:
         """Return float32 logits [B, L, V] of hidden states [B, L, D], softcapped."""
-        logits = self.embed_tokens.as_linear(x).astype(mx.float32)
+        logits = self.embed_tokens.as_linear(x)
         cap = self.config.final_logit_softcapping
-        return logits if cap is None else mx.tanh(logits / cap) * cap
+        return logits.astype(mx.float32) if cap is None else softcap(logits, mx.array(cap))

@@ -6,22 +6,23 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_gemma4.kernels.quantized_matmul import quantized_matmul
+from mlx_gemma4.kernels.quantized_matrix import QuantizedMatrix
 
 
 class QuantizedLinear(nn.QuantizedLinear):
     """`mlx.nn.QuantizedLinear` on this project's product."""
 
+    @property
+    def matrix(self) -> QuantizedMatrix:
+        """The weight, as operations take it."""
+        scales, biases = self["scales"], self.get("biases")
+        return QuantizedMatrix(
+            self["weight"], scales, biases, self.group_size, self.bits, self.mode
+        )
+
     def __call__(self, x: mx.array) -> mx.array:
         """Map x [..., D_in] to [..., D_out]."""
-        out = quantized_matmul(
-            x,
-            self["weight"],
-            self["scales"],
-            self.get("biases"),
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-        )
+        out = quantized_matmul(x, self.matrix)
         return out + self["bias"] if "bias" in self else out
 
 
