@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check parity sim format clean .venv
+.PHONY: help demo test check parity sim check-kernels mutate-kernels launches predictions format clean .venv
 
 # Run as an installed package: the repository's own folders are never import names.
 export PYTHONSAFEPATH := 1
@@ -18,7 +18,7 @@ OPENBLAS := $(firstword $(wildcard \
 FAST_BLAS := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS))
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z.]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/run.stamp  ## ask the bundled checkpoint about a picture, a sound, and a clip
 	@$(FAST_BLAS) .venv/bin/mlx-gemma4 demo
@@ -39,12 +39,24 @@ parity: .venv-parity/parity.stamp  ## compare with transformers, live (installs 
 sim: .venv/test.stamp  ## run a kernel's check cases in the simulator: make sim KERNEL=name
 	$(FAST_BLAS) PYTHONPATH=tests/support .venv/bin/python -m metal_sim $(KERNEL)
 
+check-kernels: .venv/test.stamp  ## the whole matrix of kernel calls in the simulator (an hour)
+	$(FAST_BLAS) OPENBLAS_NUM_THREADS=1 PYTHONPATH=tests/support .venv/bin/python tests/kernels/check_matrix.py
+
+mutate-kernels: .venv/test.stamp  ## break every kernel in many ways, and see whether it is noticed
+	$(FAST_BLAS) OPENBLAS_NUM_THREADS=1 PYTHONPATH=tests/support .venv/bin/python benchmarks/mutate_kernels.py
+
+launches: .venv/test.stamp .venv-peers/peers.stamp  ## count kernel launches of a decoded token, ours and the peers'
+	@$(COUNT_LAUNCHES) --operations | grep -v '^{'
+
+predictions: .venv/test.stamp .venv-peers/peers.stamp  ## count launches anew, and write what kernels/README.md predicts
+	@$(COUNT_LAUNCHES) | PYTHONPATH=benchmarks .venv/bin/python benchmarks/predictions.py --write
+
 format: .venv/dev.stamp  ## format the code and mend what can be mended
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
 clean:  ## remove the environments and everything built
-	rm -rf .venv .venv-parity build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-parity .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 .venv: .venv/dev.stamp  ## make the development environment
 
@@ -68,6 +80,18 @@ clean:  ## remove the environments and everything built
 	$(call make_venv,.venv-parity)
 	.venv-parity/bin/pip install --quiet --upgrade 'pip>=25.1'
 	.venv-parity/bin/pip install --quiet --editable '.[media]' --group parity
+	@touch $@
+
+# PYTHONPATH: scripts in benchmarks/ import each other.
+COUNT_LAUNCHES := PYTHONPATH=benchmarks .venv/bin/python benchmarks/launches.py \
+	--python-of mlx-lm=.venv-peers/bin/python --python-of mlx-vlm=.venv-peers/bin/python
+
+# mlx-vlm without its server's and its audio's packages: these are what loading a model imports.
+.venv-peers/peers.stamp: pyproject.toml
+	$(call make_venv,.venv-peers)
+	.venv-peers/bin/pip install --quiet $(if $(filter Linux,$(shell uname)),'mlx[cpu]') \
+		'mlx-lm>=0.32.2' requests miniaudio opencv-python-headless pillow
+	.venv-peers/bin/pip install --quiet --no-deps 'mlx-vlm>=0.7.10'
 	@touch $@
 
 # $(1): folder.  An environment whose interpreter has gone is made anew.
