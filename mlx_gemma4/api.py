@@ -16,6 +16,7 @@ from mlx_gemma4.generation.sampling import (
     make_logits_processors,
     make_sampler,
 )
+from mlx_gemma4.generation.speculation import Speculate
 from mlx_gemma4.generation.stream import GenerationResponse, GenerationResult, stream_response
 from mlx_gemma4.hub import find_checkpoint
 from mlx_gemma4.inputs import ModelInputs
@@ -139,6 +140,13 @@ class GenerateOptions(PromptOptions, SamplingOptions, total=False):
         prompt_cache: From `model.make_cache`: what was read before the prompt; updated.
         prefill_step_size: Positions that are read at a time.
         prompt_progress_callback: Called with (positions read, positions of the prompt).
+        speculate: "lookup" drafts tokens from n-grams of the prompt and the answer (not of what is
+            in `prompt_cache`), which the model verifies several at a time: quicker where an answer
+            repeats its prompt.  Each token has the distribution that it has with "off", the
+            default: greedily, or with a seed, it is the same one, unless two are equal to within
+            the rounding of sums that are added up in another order.  It needs a sampler of ours, or
+            another that has `rewind`, and processors that depend on their arguments alone.
+        num_draft_tokens: Tokens that are verified at a time at most, 2 to 15, the default.
     """
 
     max_tokens: int
@@ -146,9 +154,18 @@ class GenerateOptions(PromptOptions, SamplingOptions, total=False):
     prompt_cache: PromptCache | None
     prefill_step_size: int
     prompt_progress_callback: PromptProgressCallback | None
+    speculate: Speculate
+    num_draft_tokens: int
 
 
-_LOOP_OPTIONS = ("max_tokens", "prompt_cache", "prefill_step_size", "prompt_progress_callback")
+_LOOP_OPTIONS = (
+    "max_tokens",
+    "prompt_cache",
+    "prefill_step_size",
+    "prompt_progress_callback",
+    "speculate",
+    "num_draft_tokens",
+)
 
 
 def stream_generate(

@@ -70,11 +70,17 @@ class Answer:
     def account(self) -> str:
         """Tokens, speed, and memory in one line, and why the answer ended if it was cut."""
         result = self.result
+        drafts = ""
+        if result.speculate != "off":
+            drafts = (
+                f"{result.forwards} forwards, {result.accepted_tokens} of "
+                f"{result.draft_tokens} draft tokens accepted; "
+            )
         ends = {"length": "; cut at the limit of tokens", None: "; interrupted"}
         return (
             f"prompt {result.prompt_tokens} tokens, {result.prompt_tps:.1f} tokens/s; "
             f"answer {result.generation_tokens} tokens, {result.generation_tps:.1f} tokens/s; "
-            f"first token after {self.first_token_s:.2f} s; "
+            f"{drafts}first token after {self.first_token_s:.2f} s; "
             f"peak memory {result.peak_memory:.2f} GB{ends.get(result.finish_reason, '')}"
         )
 

@@ -84,6 +84,8 @@ def generate(
         list[str] | None,
         typer.Option("--stop", metavar="TEXT", help="End the answer before this; may be repeated."),
     ] = None,
+    speculate: options.Speculate = "off",
+    num_draft_tokens: options.NumDraftTokens = 15,
     quantize: options.Quantize = None,
     dtype: options.Dtype = None,
     image_attention: options.ImageAttention = "sliding",
@@ -122,7 +124,7 @@ def generate(
     )
     sampling: dict[str, Any] = {"temp": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     penalty = repetition_penalty
-    _check_options(sampling, penalty, stop or ())
+    _check_options(sampling, penalty, stop or (), num_draft_tokens)
     loaded, processor, prepared = _load(
         name,
         request,
@@ -151,6 +153,8 @@ def generate(
                 repetition_penalty=penalty,
                 seed=seed,
                 stop=stop or (),
+                speculate=speculate,
+                num_draft_tokens=num_draft_tokens,
                 prefill_step_size=prefill_step_size,
                 prompt_progress_callback=progress.update,
             )
@@ -165,14 +169,18 @@ def generate(
     return INTERRUPTED if answer.is_interrupted else 0
 
 
-def _check_options(sampling: dict[str, Any], penalty: float | None, stop: Sequence[str]) -> None:
+def _check_options(
+    sampling: dict[str, Any], penalty: float | None, stop: Sequence[str], num_draft_tokens: int
+) -> None:
     """Raise the errors of wrong options now, before a model is looked for and loaded."""
+    from mlx_gemma4.generation.lookup import check_num_draft_tokens
     from mlx_gemma4.generation.sampling import make_logits_processors, make_sampler
     from mlx_gemma4.generation.stop import StopStrings
 
     make_sampler(**{name: value for name, value in sampling.items() if value is not None})
     make_logits_processors(repetition_penalty=penalty)
     StopStrings(stop)
+    check_num_draft_tokens(num_draft_tokens)
 
 
 def _load(

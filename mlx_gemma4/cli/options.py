@@ -95,6 +95,22 @@ ImageAttention = Annotated[
         help="Layers on which the tokens of a picture see each other in both directions.",
     ),
 ]
+Speculate = Annotated[
+    Literal["lookup", "off"],
+    typer.Option(
+        "--speculate",
+        help="lookup: draft what stood in the prompt or the answer before; quicker where an "
+        "answer quotes or edits its prompt.",
+    ),
+]
+NumDraftTokens = Annotated[
+    int,
+    typer.Option(
+        "--num-draft-tokens",
+        metavar="N",
+        help="Drafted tokens that are verified at a time at most: 2 to 15.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="Say more, and show the traceback of an error.")

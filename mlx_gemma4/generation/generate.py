@@ -4,16 +4,20 @@ from collections.abc import Callable, Generator, Sequence
 from typing import cast
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_gemma4.cache import PromptCache
 from mlx_gemma4.errors import InputError, OptionError
-from mlx_gemma4.generation.sampling import LogitsProcessor, Sampler
+from mlx_gemma4.generation.sampling import GreedySampler, LogitsProcessor, Sampler
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.model.gemma4 import Gemma4
 
 # Positions of one prefill chunk: enough rows for full matmul speed, few enough for activations of
 # some hundred megabytes on the 12B.
 PREFILL_STEP_SIZE = 2048
+
+# Steps after which MLX gives back the buffers that it keeps for reuse.
+STEPS_PER_CLEAR = 256
 
 # Called with (positions read, positions of the prompt), before the first chunk and after each.
 PromptProgressCallback = Callable[[int, int], None]
@@ -62,6 +66,87 @@ def prefill(
     return logits
 
 
+def count_tokens(model: Gemma4, prompt_cache: PromptCache, max_tokens: int) -> int:
+    """Return how many tokens may follow what the cache holds: `max_tokens`, or the context's rest.
+
+    Args:
+        model: Whose context it is.
+        prompt_cache: After prefill.
+        max_tokens: -1 goes on to the end of the context.
+    """
+    room = model.config.text_config.max_position_embeddings - prompt_cache[0].offset
+    return room if max_tokens < 0 else min(max_tokens, room)
+
+
+class TokenChooser:
+    """Chooses tokens: processors, which see the tokens so far, change the logits for a sampler.
+
+    Args:
+        input_ids: The prompt, [L] integer.
+        sampler: Log-probabilities [B, V] to tokens [B]; None is greedy.
+        logits_processors: Applied in order.
+    """
+
+    def __init__(
+        self,
+        input_ids: np.ndarray,
+        sampler: Sampler | None = None,
+        logits_processors: Sequence[LogitsProcessor] | None = None,
+    ) -> None:
+        self.sampler = sampler or GreedySampler()
+        self._processors = logits_processors or ()
+        self._tokens = mx.array(input_ids) if self._processors else None
+
+    def choose(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+        """Return the next token [1], which is added, and its log-probabilities [1, V], still lazy.
+
+        Args:
+            logits: [1, V] after the tokens so far.
+        """
+        token, logprobs = self._draw(self._process(self._tokens, logits))
+        self.add(token)
+        return token, logprobs
+
+    def choose_all(self, logits: mx.array, draft: mx.array) -> tuple[mx.array, mx.array]:
+        """Return a token for the place of each draft token and the one after, as if all were right.
+
+        The caller adds those that are.
+
+        Args:
+            logits: [1 + L, V] after the tokens so far, and after each draft token.
+            draft: [L] integer.
+
+        Returns:
+            Tokens [1 + L] and log-probabilities [1 + L, V], which are not evaluated yet.
+        """
+        if self._tokens is not None:
+            have = self._tokens.shape[0]
+            tokens = mx.concatenate([self._tokens, draft.astype(self._tokens.dtype)])
+            rows = [
+                self._process(tokens[: have + index], logits[index : index + 1])
+                for index in range(logits.shape[0])
+            ]
+            logits = mx.concatenate(rows)
+        return self._draw(logits)
+
+    def add(self, tokens: mx.array) -> None:
+        """Go on with tokens [N]."""
+        if self._tokens is not None:
+            self._tokens = mx.concatenate([self._tokens, tokens.astype(self._tokens.dtype)])
+
+    def _draw(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        # The greedy choice is that of the logits: log-probabilities are then made if they are read.
+        is_greedy = isinstance(self.sampler, GreedySampler)
+        return self.sampler(logits if is_greedy else logprobs), logprobs
+
+    def _process(self, tokens: mx.array | None, logits: mx.array) -> mx.array:
+        for process in self._processors:
+            assert tokens is not None
+            logits = process(tokens, logits)
+        return logits
+
+
 def generate_step(
     inputs: ModelInputs,
     model: Gemma4,
@@ -95,22 +180,7 @@ def generate_step(
     Source: mlx-lm generate.py, generate_step.
     """
     cache = model.make_cache() if prompt_cache is None else prompt_cache
-    sampler = sampler or (lambda logprobs: mx.argmax(logprobs, axis=-1))
-    processors = logits_processors or []
-    tokens = mx.array(inputs.input_ids) if processors else None
-
-    def choose(logits: mx.array) -> tuple[mx.array, mx.array]:
-        """Return the next token [1] and its log-probabilities [1, V]."""
-        nonlocal tokens
-        for process in processors:
-            assert tokens is not None
-            logits = process(tokens, logits)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        token = sampler(logprobs)
-        if tokens is not None:
-            tokens = mx.concatenate([tokens, token.astype(tokens.dtype)])
-        return token, logprobs
-
+    chooser = TokenChooser(inputs.input_ids, sampler, logits_processors)
     logits = prefill(
         inputs,
         model,
@@ -118,21 +188,20 @@ def generate_step(
         prefill_step_size=prefill_step_size,
         prompt_progress_callback=prompt_progress_callback,
     )
-    room = model.config.text_config.max_position_embeddings - cache[0].offset
-    limit = room if max_tokens < 0 else min(max_tokens, room)
+    limit = count_tokens(model, cache, max_tokens)
     if limit == 0:
         return
-    token, logprobs = choose(logits)
-    mx.async_eval(token, logprobs)
+    token, logprobs = chooser.choose(logits)
+    mx.async_eval(token)
     for count in range(1, limit + 1):
         following = None
         if count < limit:
-            logits = model.forward(token[None], [], (), cache)[0]
-            following = choose(logits)
-            mx.async_eval(*following)
+            logits = model.forward(token[None], [], (), cache).squeeze(0)
+            following = chooser.choose(logits)
+            mx.async_eval(following[0])
         yield cast(int, token.item()), logprobs[0]
         if following is None:
             return
         token, logprobs = following
-        if count % 256 == 0:
+        if count % STEPS_PER_CLEAR == 0:
             mx.clear_cache()

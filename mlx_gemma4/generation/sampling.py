@@ -8,6 +8,7 @@ vocabulary.  As in mlx-lm, filters look at the distribution before the temperatu
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import mlx.core as mx
 
@@ -25,7 +26,7 @@ def make_sampler(
     top_k: int = 0,
     *,
     seed: int | None = None,
-) -> Sampler:
+) -> "RewindableSampler":
     """Return a function from log-probabilities [B, V] to tokens [B].
 
     Args:
@@ -47,33 +48,92 @@ def make_sampler(
     _check("top_k", top_k, top_k >= 0, "0 (off) or more")
     _check("min_tokens_to_keep", min_tokens_to_keep, min_tokens_to_keep >= 1, "1 or more")
     if temp == 0:
-        return lambda logprobs: mx.argmax(logprobs, axis=-1)
-    key = None if seed is None else mx.random.key(seed)
+        return GreedySampler()
+    return CategoricalSampler(temp, top_p, min_p, min_tokens_to_keep, top_k, seed)
 
-    def draw(logits: mx.array) -> mx.array:
-        nonlocal key
-        if key is None:
-            return mx.random.categorical(logits * (1 / temp))
-        key, now = mx.random.split(key)
-        return mx.random.categorical(logits * (1 / temp), key=now)
 
-    def sample(logprobs: mx.array) -> mx.array:
+@runtime_checkable
+class RewindableSampler(Protocol):
+    """A sampler that draws each row by itself and can take draws back.
+
+    Verifying a draft draws a token for every position at once, and keeps the draws up to the first
+    that differs.  Only with such a sampler is the answer then as likely as without drafts.
+    """
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        """Map log-probabilities [B, V] to tokens [B], one draw a row."""
+        ...
+
+    def rewind(self, count: int) -> None:
+        """Forget the last `count` draws."""
+        ...
+
+
+class GreedySampler:
+    """Takes the most likely token."""
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        """Map log-probabilities [B, V] to tokens [B]."""
+        return mx.argmax(logprobs, axis=-1)
+
+    def rewind(self, count: int) -> None:
+        """There is nothing to forget."""
+
+
+class CategoricalSampler:
+    """Draws from what the filters leave; the arguments are those of `make_sampler`.
+
+    With a seed, the n-th row ever drawn has the n-th key: the draws do not depend on how many rows
+    came at a time.
+    """
+
+    def __init__(
+        self,
+        temp: float,
+        top_p: float,
+        min_p: float,
+        min_tokens_to_keep: int,
+        top_k: int,
+        seed: int | None,
+    ) -> None:
+        self._temp = temp
+        self._top_p = top_p
+        self._min_p = min_p
+        self._min_tokens_to_keep = min_tokens_to_keep
+        self._top_k = top_k
+        self._seed = None if seed is None else mx.random.split(mx.random.key(seed))[0, 0]
+        self._num_drawn = 0
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        """Map log-probabilities [B, V] to tokens [B]."""
+        top_k, top_p = self._top_k, self._top_p
         if not 0 < top_k < logprobs.shape[-1]:
             if 0 < top_p < 1:
                 logprobs = apply_top_p(logprobs, top_p)
-            if min_p > 0:
-                logprobs = apply_min_p(logprobs, min_p, min_tokens_to_keep)
-            return draw(logprobs)
+            if self._min_p > 0:
+                logprobs = apply_min_p(logprobs, self._min_p, self._min_tokens_to_keep)
+            return self._draw(logprobs)
         candidates = mx.argpartition(-logprobs, kth=top_k - 1, axis=-1)[..., :top_k]
         kept = mx.take_along_axis(logprobs, candidates, axis=-1)
         if 0 < top_p < 1:
             total = mx.exp(mx.logsumexp(logprobs.astype(mx.float32), axis=-1, keepdims=True))
             kept = apply_top_p(kept, top_p, total)
-        if min_p > 0:
-            kept = apply_min_p(kept, min_p, min(min_tokens_to_keep, top_k))
-        return mx.take_along_axis(candidates, draw(kept)[..., None], axis=-1)[..., 0]
+        if self._min_p > 0:
+            kept = apply_min_p(kept, self._min_p, min(self._min_tokens_to_keep, top_k))
+        return mx.take_along_axis(candidates, self._draw(kept)[..., None], axis=-1)[..., 0]
 
-    return sample
+    def rewind(self, count: int) -> None:
+        """Forget the last `count` draws."""
+        self._num_drawn -= count
+
+    def _draw(self, logits: mx.array) -> mx.array:
+        logits = logits * (1 / self._temp)
+        if self._seed is None:
+            return mx.random.categorical(logits)
+        numbers = mx.arange(self._num_drawn, self._num_drawn + logits.shape[0], dtype=mx.uint32)
+        self._num_drawn += logits.shape[0]
+        keys = mx.stack([mx.broadcast_to(self._seed, numbers.shape), numbers], axis=-1)
+        return mx.vmap(lambda row, key: mx.random.categorical(row, key=key))(logits, keys)
 
 
 def apply_top_k(logprobs: mx.array, top_k: int) -> mx.array:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -9,6 +10,17 @@ import mlx.core as mx
 
 from mlx_gemma4.generation.detokenizer import Detokenizer
 from mlx_gemma4.generation.generate import generate_step
+from mlx_gemma4.generation.lookup import (
+    MAX_DRAFT_TOKENS,
+    PromptLookup,
+    check_num_draft_tokens,
+)
+from mlx_gemma4.generation.sampling import RewindableSampler, Sampler
+from mlx_gemma4.generation.speculation import (
+    Speculate,
+    check_speculate,
+    speculative_generate_step,
+)
 from mlx_gemma4.generation.stop import StopStrings
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.kernels import registry
@@ -30,11 +42,17 @@ class GenerationResponse:
         tool_calls: Calls that this token completed.
         token: The token; None in a last part that only gives out what was held back.
         logprobs: [V] float32, log-probabilities of the token's place; None as `token`.
+        from_draft: Whether the token was drafted, and the model accepted it.
         prompt_tokens: Positions of the prompt.
         prompt_tps: Positions of the prompt read per second, media included.
         generation_tokens: Tokens so far.
         generation_tps: Tokens per second after the first.
         peak_memory: Gigabytes (10^9 bytes) that MLX held at most in this process.
+        speculate: Where drafts came from: "lookup", or "off" if there were none, as a note says
+            where they had been asked for.
+        draft_tokens: Tokens that were drafted so far.
+        accepted_tokens: How many of the tokens so far were drafted.
+        forwards: Forward passes that gave the tokens so far, the prompt's last one included.
         finish_reason: In the last part: "stop", "length", or "tool_calls".
         notes: What the prompt's preparation and the answer have to say, so far.
         kernels: Metal kernels that were on; the rest ran on MLX's own operations.
@@ -45,11 +63,16 @@ class GenerationResponse:
     tool_calls: tuple[ToolCall, ...] = ()
     token: int | None = None
     logprobs: mx.array | None = None
+    from_draft: bool = False
     prompt_tokens: int
     prompt_tps: float
     generation_tokens: int
     generation_tps: float
     peak_memory: float
+    speculate: Speculate = "off"
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    forwards: int = 0
     finish_reason: FinishReason | None = None
     notes: tuple[str, ...] = ()
     kernels: tuple[str, ...] = ()
@@ -80,6 +103,10 @@ class GenerationResult:
     generation_tokens: int
     generation_tps: float
     peak_memory: float
+    speculate: Speculate
+    draft_tokens: int
+    accepted_tokens: int
+    forwards: int
     notes: tuple[str, ...]
     kernels: tuple[str, ...]
 
@@ -114,6 +141,10 @@ class GenerationResult:
             generation_tokens=last.generation_tokens,
             generation_tps=last.generation_tps,
             peak_memory=last.peak_memory,
+            speculate=last.speculate,
+            draft_tokens=last.draft_tokens,
+            accepted_tokens=last.accepted_tokens,
+            forwards=last.forwards,
             notes=last.notes,
             kernels=last.kernels,
         )
@@ -126,6 +157,9 @@ def stream_response(
     *,
     eos_token_ids: Sequence[int],
     stop: Sequence[str] = (),
+    sampler: Sampler | None = None,
+    speculate: Speculate = "off",
+    num_draft_tokens: int = MAX_DRAFT_TOKENS,
     **options: Any,
 ) -> Generator[GenerationResponse, None, None]:
     """Yield what each token adds to the answer; the last part has a `finish_reason`.
@@ -136,42 +170,74 @@ def stream_response(
         tokenizer: The checkpoint's.
         eos_token_ids: Any of these ends the answer and is not part of it.
         stop: Any of these texts in the answer ends it and is not part of it.
-        options: Of `generate_step`.
+        sampler: Log-probabilities [B, V] to tokens [B]; None is greedy.  With one that cannot take
+            draws back, `speculate` is off, with a note.
+        speculate: "lookup" drafts tokens from n-grams of the prompt and the answer.
+        num_draft_tokens: Tokens of a draft at most.
+        options: The others of `generate_step`.
 
     Raises:
         InputError: The prompt is empty, or longer than the model's context.
         OptionError: An option out of its range.
     """
+    check_speculate(speculate)
+    check_num_draft_tokens(num_draft_tokens)
     parser = OutputParser(tokenizer, Detokenizer, inputs.input_ids.tolist())
     stopper = StopStrings(stop)
     account = _Account(inputs)
     stops = frozenset(eos_token_ids)
-    for token, logprobs in generate_step(inputs, model, **options):
-        account.count()
-        if token in stops:
-            yield account.respond(parser.finish(), stopper, token, logprobs, "stop")
-            return
-        response = account.respond(parser.add(token), stopper, token, logprobs)
-        yield response
-        if response.finish_reason:
-            return
+    steps: Generator[tuple[int, mx.array, bool], None, None]
+    if speculate == "lookup" and isinstance(sampler, RewindableSampler | None):
+        account.lookup = PromptLookup(inputs, stop_tokens=stops, num_draft_tokens=num_draft_tokens)
+        steps = speculative_generate_step(inputs, model, account.lookup, sampler=sampler, **options)
+    else:
+        if speculate != "off":
+            account.add_note(
+                "prompt lookup is off: the sampler has no rewind(), which takes back the draws "
+                "for tokens that are not accepted; make_sampler makes one that has"
+            )
+        plain = generate_step(inputs, model, sampler=sampler, **options)
+        steps = ((token, logprobs, False) for token, logprobs in plain)
+    # Closed at once, whoever still refers to it: then the prompt cache is as it is described.
+    with closing(steps):
+        for token, logprobs, from_draft in steps:
+            account.count(from_draft)
+            if token in stops:
+                yield account.respond(parser.finish(), stopper, token, logprobs, "stop")
+                return
+            response = account.respond(parser.add(token), stopper, token, logprobs)
+            yield response
+            if response.finish_reason:
+                return
     yield account.respond(parser.finish(), stopper, finish_reason="length")
 
 
 class _Account:
-    """Counts tokens and time of one answer, and turns parts of output into responses."""
+    """Counts tokens and time of one answer, and turns parts of output into responses.
+
+    Attributes:
+        lookup: Where drafts come from; None if there are none.
+    """
 
     def __init__(self, inputs: ModelInputs) -> None:
+        self.lookup: PromptLookup | None = None
         self._has_tool_calls = False
         self._prompt_tokens = len(inputs)
         self._notes = list(inputs.notes)
         self._start = self._first = self._last = time.perf_counter()
-        self._tokens = 0
+        self._tokens = self._accepted = 0
+        self._is_drafted = False  # the last token
 
-    def count(self) -> None:
+    def add_note(self, note: str) -> None:
+        """Add a line to what there is to say."""
+        self._notes.append(note)
+
+    def count(self, from_draft: bool) -> None:
         """Note that a token has come."""
         self._last = time.perf_counter()
         self._tokens += 1
+        self._accepted += from_draft
+        self._is_drafted = from_draft
         if self._tokens == 1:
             self._first = self._last
 
@@ -209,11 +275,17 @@ class _Account:
             tool_calls=calls,
             token=token,
             logprobs=logprobs,
+            from_draft=self._is_drafted and token is not None,
             prompt_tokens=self._prompt_tokens,
             prompt_tps=self._prompt_tokens / read_s if read_s > 0 else 0.0,
             generation_tokens=self._tokens,
             generation_tps=(self._tokens - 1) / generated_s if generated_s > 0 else 0.0,
             peak_memory=mx.get_peak_memory() / 1e9,
+            speculate="lookup" if self.lookup else "off",
+            draft_tokens=self.lookup.draft_tokens if self.lookup else 0,
+            accepted_tokens=self._accepted,
+            # A pass gives one token that is not drafted, after those that are.
+            forwards=self._tokens - self._accepted + self._is_drafted,
             finish_reason=finish_reason,
             notes=tuple(self._notes),
             kernels=registry.all_on(),

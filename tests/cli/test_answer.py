@@ -65,3 +65,16 @@ def test_a_document_holds_everything_and_shows_nothing(capsys):
     assert document["finish_reason"] == "length"
     assert capsys.readouterr().out == ""
     assert "cut at the limit" in answer.account
+
+
+def test_drafts_are_counted_in_the_account_and_the_document(capsys):
+    answer = Answer(is_shown=False)
+    drafts = {"speculate": "lookup", "draft_tokens": 9, "accepted_tokens": 7, "forwards": 3}
+    answer.follow([respond(text="yes", from_draft=True, finish_reason="stop", **drafts)])
+    assert "3 forwards, 7 of 9 draft tokens accepted; " in answer.account
+    document = json.loads(json.dumps(answer.as_document()))
+    assert {name: document[name] for name in drafts} == drafts
+    plain = Answer(is_shown=False)
+    plain.follow([respond(text="yes", finish_reason="stop")])
+    assert "draft" not in plain.account
+    assert plain.as_document()["speculate"] == "off"

@@ -7,6 +7,7 @@ import pytest
 from scripted_model import ScriptedModel
 from tiny_tokenizer import write_tiny_checkpoint
 
+from mlx_gemma4.errors import OptionError
 from mlx_gemma4.generation.stream import GenerationResult, stream_response
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.processing.tokenizer import Tokenizer
@@ -119,3 +120,86 @@ def test_a_prompt_cache_and_an_account(tokenizer):
 def test_a_result_needs_a_response():
     with pytest.raises(ValueError, match="no response"):
         GenerationResult.from_responses([])
+
+
+QUOTED = "one two three four five six seven eight nine ten"
+
+
+def test_a_quotation_takes_few_forward_passes(tokenizer):
+    said = f"{QUOTED}{EOS}"
+    prompt = f"<bos>{QUOTED} and again "
+    plain = GenerationResult.from_responses(answer_to(tokenizer, said, prompt))
+    parts = answer_to(tokenizer, said, prompt, speculate="lookup")
+    result = GenerationResult.from_responses(parts)
+    assert (result.tokens, result.text, result.finish_reason) == (plain.tokens, QUOTED, "stop")
+    assert (plain.speculate, plain.draft_tokens, plain.accepted_tokens) == ("off", 0, 0)
+    assert plain.forwards == plain.generation_tokens
+    assert result.speculate == "lookup"
+    assert result.accepted_tokens == sum(part.from_draft for part in parts)
+    assert result.draft_tokens >= result.accepted_tokens > 30
+    assert result.forwards < result.generation_tokens / 4
+    assert [part.generation_tokens for part in parts] == list(range(1, len(parts) + 1))
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 12, 30])
+@pytest.mark.parametrize("ends", ["max_tokens", "stop", "eos"])
+def test_an_answer_ends_within_a_draft_as_it_does_without(tokenizer, length, ends):
+    said = QUOTED if ends != "eos" else f"{QUOTED[:length]}{EOS}{QUOTED}"
+    options: dict[str, Any] = {}
+    if ends == "max_tokens":
+        options["max_tokens"] = length
+    if ends == "stop":
+        options["stop"] = [QUOTED[length : length + 4]]
+    model: Any = ScriptedModel(tokenizer.encode(said), tokenizer.vocab_size)
+    ids = np.array(tokenizer.encode(f"<bos>{said} and again "), np.int32)
+    found = []
+    for speculate in ("off", "lookup"):
+        cache = model.make_cache()
+        responses = stream_response(
+            ModelInputs(ids),
+            model,
+            tokenizer,
+            eos_token_ids=[tokenizer.token_to_id(EOS)],
+            prompt_cache=cache,
+            speculate=speculate,
+            **{"max_tokens": 60, **options},
+        )
+        result = GenerationResult.from_responses(responses)
+        assert result.speculate == speculate
+        found.append((result.tokens, result.text, result.finish_reason, cache[0].offset))
+    assert found[0] == found[1]
+
+
+def test_a_pass_whose_tokens_are_cut_counts_too(tokenizer):
+    parts = answer_to(tokenizer, QUOTED, f"<bos>{QUOTED} and ", speculate="lookup", stop=["six"])
+    last = parts[-1]
+    assert last.from_draft
+    plain_tokens = sum(not part.from_draft for part in parts)
+    assert last.forwards == plain_tokens + 1
+
+
+def test_a_sampler_without_rewind_turns_drafts_off_with_a_note(tokenizer):
+    def sampler(logprobs):
+        return logprobs.argmax(axis=-1)
+
+    options: dict[str, Any] = {"speculate": "lookup", "sampler": sampler}
+    parts = answer_to(tokenizer, f"{QUOTED}{EOS}", f"<bos>{QUOTED} and ", **options)
+    result = GenerationResult.from_responses(parts)
+    assert (result.text, result.speculate, result.draft_tokens) == (QUOTED, "off", 0)
+    (note,) = result.notes
+    assert "prompt lookup is off: the sampler has no rewind()" in note
+    quiet = answer_to(tokenizer, f"hi{EOS}", sampler=sampler)
+    assert quiet[-1].notes == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"speculate": "draft"}, '"draft"; allowed are lookup and off'),
+        ({"speculate": "lookup", "num_draft_tokens": 16}, "num_draft_tokens is 16; allowed is 2"),
+        ({"num_draft_tokens": 0}, "num_draft_tokens is 0; allowed is 2 to 15"),
+    ],
+)
+def test_a_wrong_option_is_refused(tokenizer, options, message):
+    with pytest.raises(OptionError, match=message):
+        answer_to(tokenizer, "hi", **options)

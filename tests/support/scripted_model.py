@@ -1,9 +1,10 @@
-"""A network that says a given text, with the same calls as the real one."""
+"""Networks whose answers are known beforehand, with the same calls as the real one."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_gemma4.inputs import ModelInputs
 
@@ -15,14 +16,26 @@ class _Counter:
         self.offset = 0
         self.state: list[mx.array] = []
 
+    def is_trimmable(self, count: int) -> bool:
+        return count <= min(self.offset, 17)
+
+    def trim(self, count: int) -> None:
+        assert self.is_trimmable(count)
+        self.offset -= count
+
 
 class ScriptedModel:
-    """Answers any prompt with one list of tokens, then with the last of them for ever."""
+    """Answers any prompt with one list of tokens, then with the last of them for ever.
+
+    Attributes:
+        lengths: Positions of each forward pass after the prompt.
+    """
 
     def __init__(self, tokens: list[int], vocab_size: int, context: int = 1000) -> None:
         self.tokens = tokens
         self.vocab_size = vocab_size
-        self.said = 0
+        self.prompt_end = 0
+        self.lengths: list[int] = []
         text = SimpleNamespace(max_position_embeddings=context)
         self.config = SimpleNamespace(text_config=text)
 
@@ -31,14 +44,34 @@ class ScriptedModel:
 
     def __call__(self, inputs: ModelInputs, cache: Any, logits_to_keep: int = 1) -> mx.array:
         cache[0].offset += len(inputs)
-        self.said = 0
-        return self._logits()
+        self.prompt_end = cache[0].offset
+        return self._logits(0, 1)
 
     def forward(self, input_ids: mx.array, soft_tokens: Any, spans: Any, cache: Any) -> mx.array:
-        cache[0].offset += 1
-        return self._logits()[None]
+        start, length = cache[0].offset - self.prompt_end, input_ids.shape[1]
+        self.lengths.append(length)
+        cache[0].offset += length
+        return self._logits(start + 1, length)[None]
 
-    def _logits(self) -> mx.array:
-        token = self.tokens[min(self.said, len(self.tokens) - 1)]
-        self.said += 1
-        return mx.zeros((1, self.vocab_size)).at[0, token].add(20.0)
+    def _logits(self, start: int, length: int) -> mx.array:
+        """Return the logits [L, V] for the places `start`.. of the answer."""
+        places = [min(place, len(self.tokens) - 1) for place in range(start, start + length)]
+        tokens = mx.array([self.tokens[place] for place in places])
+        return 20.0 * (mx.arange(self.vocab_size) == tokens[:, None]).astype(mx.float32)
+
+
+class MarkovModel(ScriptedModel):
+    """A token's probabilities depend on the one before it alone: `table` [V, V] float32, logits."""
+
+    def __init__(self, table: np.ndarray, context: int) -> None:
+        super().__init__([], table.shape[0], context)
+        self.table = mx.array(table)
+
+    def __call__(self, inputs: ModelInputs, cache: Any, logits_to_keep: int = 1) -> mx.array:
+        cache[0].offset += len(inputs)
+        return self.table[int(inputs.input_ids[-1])][None]
+
+    def forward(self, input_ids: mx.array, soft_tokens: Any, spans: Any, cache: Any) -> mx.array:
+        self.lengths.append(input_ids.shape[1])
+        cache[0].offset += input_ids.shape[1]
+        return self.table[input_ids]
