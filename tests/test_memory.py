@@ -15,15 +15,22 @@ import mlx_gemma4.kernels.interval_attention
 import mlx_gemma4.model.gemma4
 from mlx_gemma4 import memory
 from mlx_gemma4.cache import SlidingCache
-from mlx_gemma4.config import Config, TextConfig
+from mlx_gemma4.config import Config, QuantizationSettings, TextConfig
 from mlx_gemma4.errors import MemoryLimitError
+from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.memory import (
+    PREFILL_STEPS,
     MemoryLimit,
+    Reading,
+    bounded,
     cache_bytes,
     check_memory,
+    choose_reading,
     format_bytes,
     longest_context,
+    mac_limit,
     machine_limit,
+    parameter_bytes,
     plan_memory,
     workspace_bytes,
 )
@@ -70,13 +77,144 @@ def test_constants_are_those_of_the_modules_that_allocate() -> None:
     assert memory._CACHE_GROWTH == mlx_gemma4.cache.sliding.GROWTH
     assert memory._CACHE_GROWTH == mlx_gemma4.cache.shared.GROWTH
     assert memory._RING_SLACK == mlx_gemma4.model.gemma4.RING_SLACK
-    assert memory._PREFILL_STEP == mlx_gemma4.generation.generate.PREFILL_STEP_SIZE
-    assert memory._SCORE_BLOCK_BYTES == (mlx_gemma4.kernels.interval_attention.SCORE_BLOCK_BYTES)
+    assert PREFILL_STEPS[0] == mlx_gemma4.generation.generate.PREFILL_STEP_SIZE
+    attention = mlx_gemma4.kernels.interval_attention
+    assert memory._SCORE_BLOCK_BYTES == attention.SCORE_BLOCK_BYTES
+    assert memory._MIN_BLOCK_QUERIES == attention.MIN_BLOCK_QUERIES
+    assert memory._INTERVALS_PER_BLOCK == attention._INTERVALS_PER_BLOCK
+    vision = config_of(SIZES["real"]).vision_config
+    assert vision is not None
+    assert vision.patch_dim == memory._PATCH_DIM
 
 
-def test_workspace_stops_growing_with_the_chunk(text: TextConfig) -> None:
-    assert workspace_bytes(text, 64, 2) < workspace_bytes(text, 2048, 2) < 10**9
-    assert workspace_bytes(text, 2048, 2) == workspace_bytes(text, 262_144, 2)
+def test_parameters_are_packed_with_their_scales() -> None:
+    assert parameter_bytes((8, 128), None, 2) == 2048
+    assert parameter_bytes((8, 128), QuantizationSettings(64, 4), 2) == 512 + 16 * 2 * 2
+    assert parameter_bytes((8, 128), QuantizationSettings(64, 4), 4) == 512 + 16 * 2 * 4
+    assert parameter_bytes((8, 128), QuantizationSettings(32, 4, "mxfp4"), 2) == 512 + 32
+
+
+def test_workspace_grows_with_chunk_context_and_pictures(text: TextConfig) -> None:
+    def work(step: int, context: int, picture: int = 0) -> int:
+        reading = Reading(step, picture, 3 * picture, is_cpu=False)
+        return workspace_bytes(text, context, 2, reading)
+
+    sizes = [work(step, 32_768) for step in PREFILL_STEPS]
+    assert sizes == sorted(sizes, reverse=True)
+    assert work(2048, 512) < work(2048, 2048) < work(2048, 32_768) < work(2048, 262_144)
+    # A picture longer than the chunk is a chunk of its own.
+    assert work(64, 32_768, 1120) > work(1024, 32_768)
+
+
+def test_the_cpu_copies_keys_and_values(text: TextConfig) -> None:
+    on_cpu, on_gpu = Reading(64, is_cpu=True), Reading(64, is_cpu=False)
+    keys_and_values = 262_144 * 2 * 512 * 2
+    difference = workspace_bytes(text, 262_144, 2, on_cpu) - workspace_bytes(
+        text, 262_144, 2, on_gpu
+    )
+    assert difference > 1.5 * keys_and_values
+
+
+@pytest.mark.parametrize(("tokens", "step"), [(64, 2048), (600, 256), (900, 2048)])
+@pytest.mark.parametrize("heads", [2, 8])
+def test_a_bounded_prompt_takes_what_was_planned(tokens: int, step: int, heads: int) -> None:
+    config = config_of(Size(128, 512, 6, heads, 2, 64, 128, 300, 1024))
+    model = Gemma4(config)
+    mx.eval(model.parameters())
+    mx.clear_cache()
+    weights_bytes = mx.get_active_memory()
+    plan = plan_memory(config.text_config, weights_bytes, tokens, 4, Reading(step))
+    inputs = ModelInputs.from_ids([7 + index % 900 for index in range(tokens)])
+    mx.reset_peak_memory()
+    with bounded(plan):
+        mx.eval(
+            mlx_gemma4.generation.generate.prefill(
+                inputs, model, model.make_cache(), prefill_step_size=step
+            )
+        )
+    # Weights apart, which would hide what is off.
+    planned, measured = plan.total_bytes - weights_bytes, mx.get_peak_memory() - weights_bytes
+    assert 0.75 * planned < measured < 1.1 * planned
+
+
+def test_more_layers_need_no_more_while_a_prompt_is_read() -> None:
+    """But for their caches: what a layer made is gone before the next but one begins."""
+    beyond_cache: list[int] = []
+    inputs = ModelInputs.from_ids([7 + index % 900 for index in range(512)])
+    for layers in (12, 48):
+        model = Gemma4(config_of(Size(64, 64, layers, 2, 2, 64, 64, 64, 1024)))
+        mx.eval(model.parameters())
+        cache = model.make_cache()
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(mlx_gemma4.generation.generate.prefill(inputs, model, cache))
+        allocated = sum(layer_cache.nbytes for layer_cache in cache)
+        beyond_cache.append(mx.get_peak_memory() - before - allocated)
+    assert beyond_cache[1] < 1.2 * beyond_cache[0]
+
+
+def test_a_bound_is_lifted_whatever_happens() -> None:
+    plan = plan_memory(config_of(SIZES["tiny"]).text_config, 10**6, 100, 4)
+    bounds: list[int] = []
+
+    def fail() -> None:
+        bounds.append(mx.set_memory_limit(10**12))
+        raise KeyError
+
+    before = mx.set_memory_limit(10**12)
+    try:
+        with pytest.raises(KeyError), bounded(plan):
+            fail()
+        bounds.append(mx.set_memory_limit(10**12))
+    finally:
+        mx.set_memory_limit(before)
+    assert bounds == [plan.total_bytes - plan.largest_bytes, 10**12]
+
+
+def test_chunks_are_as_long_as_memory_allows(text: TextConfig) -> None:
+    def chosen(context: int, limit_bytes: int, **options: Any) -> int:
+        reading = choose_reading(
+            text,
+            6_700_000_000,
+            context,
+            2,
+            limit_bytes=limit_bytes,
+            reading=Reading(is_cpu=False),
+            **options,
+        )
+        return reading.prefill_step_size
+
+    assert chosen(4096, 10**11) == 2048
+    assert chosen(4096, 10**11, workspace_limit_bytes=200_000_000) < 2048
+    # What weights and cache leave is less than the bound.
+    fixed = 6_700_000_000 + cache_bytes(text, 4096, 2)
+    tight = fixed + workspace_bytes(text, 4096, 2, Reading(512, is_cpu=False))
+    assert chosen(4096, tight) == 512
+    assert chosen(4096, tight - 1) < 512
+    # Where nothing makes it fit, chunks are what they would be with more memory.
+    assert chosen(4096, 10**9) == 2048
+
+
+def test_a_drafter_counts(text: TextConfig) -> None:
+    plan = plan_memory(text, 10**9, 4096, 2, drafter_bytes=400_000_000)
+    without = plan_memory(text, 10**9, 4096, 2)
+    assert plan.total_bytes == without.total_bytes + 400_000_000
+    assert "drafter 400.0 MB" in str(plan)
+    assert "drafter" not in str(without)
+
+
+def test_shorter_chunks_are_a_way_out(text: TextConfig) -> None:
+    needed = plan_memory(text, 6_700_000_000, 8192, 2, Reading(512, is_cpu=False)).total_bytes
+    with pytest.raises(MemoryLimitError, match=r"--prefill-step-size 512 \("):
+        check_memory(
+            text,
+            6_700_000_000,
+            8192,
+            item_bytes=2,
+            limit=MemoryLimit(needed, "this machine can hold"),
+            reading=Reading(2048, is_cpu=False),
+        )
 
 
 def test_what_fits_is_returned(text: TextConfig) -> None:
@@ -119,6 +257,12 @@ def test_on_a_mac_the_gpus_recommendation_counts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     monkeypatch.setattr(mx, "device_info", lambda: recommended)
     assert machine_limit() == MAC
+
+
+def test_of_a_mac_that_is_not_here_macos_takes_a_quarter() -> None:
+    limit = mac_limit(17_179_869_184)
+    assert limit.limit_bytes == pytest.approx(MAC.limit_bytes, rel=0.01)
+    assert "17.2 GB" in limit.source
 
 
 def test_elsewhere_it_is_most_of_memory_or_of_the_containers_share(

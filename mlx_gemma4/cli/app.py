@@ -12,6 +12,7 @@ from mlx_gemma4.cli import (
     generate,
     inspect,
     kernels,
+    plan,
     tune,
     upload,
     verify,
@@ -34,6 +35,7 @@ app.command(cls=Command)(convert.convert)
 app.command(cls=Command)(verify.verify)
 app.command(cls=Command)(evaluate.evaluate)
 app.command(cls=Command)(upload.upload)
+app.command(cls=Command)(plan.plan)
 app.command(cls=Command)(kernels.kernels)
 app.command(cls=Command)(tune.tune)
 

@@ -101,7 +101,7 @@ def check_config(folder: Path) -> None:
     """
     document = _read_document(folder)
     if document.get("model_type") == ASSISTANT:
-        _expected_assistant(folder, document)
+        expected_assistant(folder, document)
     else:
         Config.from_folder(folder)
 
@@ -122,7 +122,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
 
 def _open_assistant(folder: Path, name: str, document: dict[str, Any]) -> Source:
     """Check a drafter against its config; its layers read the keys and values of the model."""
-    shapes = _expected_assistant(folder, document)
+    shapes = expected_assistant(folder, document)
     config = read_quantization(Section(document, "", str(folder / "config.json")))
     if config is not None:
         overrides = {assistant_name(path): choice for path, choice in config.overrides.items()}
@@ -131,7 +131,7 @@ def _open_assistant(folder: Path, name: str, document: dict[str, Any]) -> Source
     return Source(name, folder, document, tensors, check_tensors(folder, shapes, config, tensors))
 
 
-def _expected_assistant(folder: Path, document: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def expected_assistant(folder: Path, document: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter of a drafter, by the names of `assistant_name`.
 
     Source: transformers modeling_gemma4_unified_assistant.py; Google's file has these 48 tensors.
