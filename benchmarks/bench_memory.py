@@ -2,12 +2,12 @@
 
 The regime is reading a prompt, the dearest moment of a conversation: contexts, chunk sizes, and
 pictures on random checkpoints, one of them with the 12B's heads and few layers.  Each case runs in
-a process of its own, held to its plan as `generate` is, and reports `mx.get_peak_memory()` and the
+a process of its own, read as `generate` reads it, and reports `mx.get_peak_memory()` and the
 resident set beside it.  A long context is one chunk on a cache of random rows, since reading all of
 it would take days on a CPU.
 
     python benchmarks/bench_memory.py build/memory
-    python benchmarks/bench_memory.py build/memory --only mid --unbounded
+    python benchmarks/bench_memory.py build/memory --only mid
 """
 
 import argparse
@@ -17,7 +17,6 @@ import resource
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,41 +43,33 @@ CASES = [
 ]
 
 
-def measure(folder: Path, case: dict[str, Any], *, is_bounded: bool) -> dict[str, Any]:
+def measure(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     """Read one prompt; return planned and measured bytes."""
     import mlx.core as mx
 
     from mlx_gemma4 import load
     from mlx_gemma4.generation.generate import prefill
-    from mlx_gemma4.memory import Reading, bounded, plan_memory
+    from mlx_gemma4.generation.reading import plan_reading
 
     model, _ = load(folder, quantize=case["bits"], check_limits=False)
     mx.eval(model.parameters())
     mx.clear_cache()
-    weights_bytes = mx.get_active_memory()
     tokens, step, picture = case["tokens"], case["step"], case["picture"]
-    plan = plan_memory(
-        model.config.text_config,
-        weights_bytes,
-        tokens,
-        model.dtype.size,
-        Reading(step, picture, 2 * picture, is_cpu=mx.default_device() == mx.Device(mx.cpu)),
-    )
     cache = model.make_cache()
     is_last_chunk = case["is_one_chunk"]
     if is_last_chunk:
         fill_cache(model, cache, tokens - step)
     inputs = make_inputs(step if is_last_chunk else tokens, picture)
+    plan = plan_reading(inputs, model, cache, prefill_step_size=step)
     mx.clear_cache()
     mx.reset_peak_memory()
     start = time.perf_counter()
-    with bounded(plan) if is_bounded else nullcontext():
-        mx.eval(prefill(inputs, model, cache, prefill_step_size=step))
+    mx.eval(prefill(inputs, model, cache, prefill_step_size=step))
     return {
         **case,
         "planned_bytes": plan.total_bytes,
         "measured_bytes": mx.get_peak_memory(),
-        "weights_bytes": weights_bytes,
+        "weights_bytes": plan.weights_bytes,
         "workspace_bytes": plan.workspace_bytes,
         "rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "seconds": round(time.perf_counter() - start, 1),
@@ -127,14 +118,10 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="where the random checkpoints are made")
     parser.add_argument("--only", choices=MODELS, help="one model alone")
-    parser.add_argument("--unbounded", action="store_true", help="let MLX run ahead")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        row = measure(
-            options.folder / options.case["model"], options.case, is_bounded=not options.unbounded
-        )
-        print(json.dumps(row))
+        print(json.dumps(measure(options.folder / options.case["model"], options.case)))
         return
     rows: list[dict[str, Any]] = []
     print(
@@ -158,7 +145,6 @@ def main() -> None:
                 "bench": "memory",
                 "machine": platform.machine(),
                 "mlx": version("mlx"),
-                "bounded": not options.unbounded,
                 "rows": rows,
             }
         )
@@ -168,7 +154,6 @@ def main() -> None:
 def run(options: argparse.Namespace, case: dict[str, Any]) -> dict[str, Any]:
     """Measure a case in a process of its own, and print its row."""
     command = [sys.executable, __file__, str(options.folder), "--case", json.dumps(case)]
-    command += ["--unbounded"] if options.unbounded else []
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     row = json.loads(result.stdout.splitlines()[-1])
     planned, measured = row["planned_bytes"], row["measured_bytes"]

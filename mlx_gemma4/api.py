@@ -22,7 +22,16 @@ from mlx_gemma4.hub import find_checkpoint
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.kernels import registry
 from mlx_gemma4.kernels.kernel import Sizes
-from mlx_gemma4.memory import DEFAULT_CONTEXT, check_memory, machine_limit
+from mlx_gemma4.memory import (
+    DEFAULT_CONTEXT,
+    MemoryLimit,
+    Reading,
+    check_memory,
+    choose_reading,
+    computes_on_cpu,
+    keep_resident,
+    machine_limit,
+)
 from mlx_gemma4.model.fuse import fuse_projections
 from mlx_gemma4.model.gemma4 import Gemma4
 from mlx_gemma4.model.intervals import ImageAttention
@@ -65,7 +74,8 @@ def load(
         quantize: 4 or 8 bits for the decoder's matrices, made while loading.
         image_attention: Layers on which a picture's tokens see each other in both directions.
         context_tokens: Positions of prompt and answer to have memory for.
-        check_limits: Refuse what this machine's memory cannot hold.
+        check_limits: Refuse what this machine's memory cannot hold: the model now, and each prompt
+            before it is read.
         tune: On the first start with a GPU, also time the kernels, for at most 20 s.  Otherwise
             those that pass their check run, faster or not.
         progress: Called with (matrices done, matrices in all) while quantizing.
@@ -90,8 +100,9 @@ def load(
     chosen_dtype = _choose_dtype(dtype, checkpoint.config)
     if quantize is not None:
         check_quantize(checkpoint, quantize)
-    if check_limits:
-        _check_limits(checkpoint, chosen_dtype.size, quantize, context_tokens)
+    limit = machine_limit() if check_limits else None
+    if limit is not None:
+        _check_limit(limit, checkpoint, chosen_dtype.size, quantize, context_tokens)
     # Before the weights, which take longest: a broken tokenizer is then known at once.
     processor = Processor.from_folder(folder, checkpoint.config)
     generation_config = GenerationConfig.from_folder(folder, checkpoint.config)
@@ -101,6 +112,8 @@ def load(
     model = Gemma4.from_weights(checkpoint.config, weights, quantization, image_attention)
     fuse_projections(model.language_model)
     model.generation_config = generation_config
+    model.memory_limit = limit
+    keep_resident()
     sizes = Sizes.from_config(checkpoint.config.text_config, chosen_dtype)
     kernel_notes = registry.prepare(sizes, tune=tune, progress=tune_progress)
     model.notes = (*checkpoint.notes, *kernel_notes)
@@ -135,10 +148,12 @@ class GenerateOptions(PromptOptions, SamplingOptions, total=False):
     """Everything that may be said about an answer.
 
     Attributes:
-        max_tokens: -1, the default, goes on to the end of the answer or of the context.
+        max_tokens: -1, the default, goes on to the end of the answer, of the context, or of the
+            memory for it.
         stop: Texts that end the answer.
         prompt_cache: From `model.make_cache`: what was read before the prompt; updated.
-        prefill_step_size: Positions that are read at a time.
+        prefill_step_size: Positions of the prompt that are read at a time; None, the default, takes
+            as many as 512 MiB of temporary memory allow, and what the machine has.
         prompt_progress_callback: Called with (positions read, positions of the prompt).
         speculate: "lookup" drafts tokens from n-grams of the prompt and the answer (not of what is
             in `prompt_cache`), which the model verifies several at a time: quicker where an answer
@@ -152,7 +167,7 @@ class GenerateOptions(PromptOptions, SamplingOptions, total=False):
     max_tokens: int
     stop: Sequence[str]
     prompt_cache: PromptCache | None
-    prefill_step_size: int
+    prefill_step_size: int | None
     prompt_progress_callback: PromptProgressCallback | None
     speculate: Speculate
     num_draft_tokens: int
@@ -184,6 +199,7 @@ def stream_generate(
 
     Raises:
         InputError: The prompt or a medium cannot be honoured.
+        MemoryLimitError: The prompt does not fit into memory; the message has the sum.
         OptionError: An option has a value that is not allowed.
     """
     given: dict[str, Any] = dict(options)
@@ -282,8 +298,12 @@ def _choose_dtype(dtype: str | mx.Dtype | None, config: Config) -> mx.Dtype:
     raise OptionError(f"dtype is {dtype}; allowed are {', '.join(_DTYPES)}")
 
 
-def _check_limits(
-    checkpoint: Checkpoint, item_bytes: int, quantize: int | None, context_tokens: int
+def _check_limit(
+    limit: MemoryLimit,
+    checkpoint: Checkpoint,
+    item_bytes: int,
+    quantize: int | None,
+    context_tokens: int,
 ) -> None:
     """Refuse a checkpoint that does not fit into this machine's memory."""
     smaller: dict[str, int] = {}
@@ -294,11 +314,24 @@ def _check_limits(
         }
     if item_bytes == 4:
         smaller["--dtype bfloat16"] = checkpoint.memory_bytes(2, quantize)
-    check_memory(
+    text, weights_bytes = (
         checkpoint.config.text_config,
         checkpoint.memory_bytes(item_bytes, quantize),
+    )
+    reading = choose_reading(
+        text,
+        weights_bytes,
+        context_tokens,
+        item_bytes,
+        limit_bytes=limit.limit_bytes,
+        reading=Reading(is_cpu=computes_on_cpu()),
+    )
+    check_memory(
+        text,
+        weights_bytes,
         context_tokens,
         item_bytes=item_bytes,
-        limit=machine_limit(),
+        limit=limit,
         smaller=smaller,
+        reading=reading,
     )

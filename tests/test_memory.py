@@ -10,18 +10,18 @@ from random_checkpoint import SIZES, Size, build_config
 
 import mlx_gemma4.cache.shared
 import mlx_gemma4.cache.sliding
-import mlx_gemma4.generation.generate
 import mlx_gemma4.kernels.interval_attention
 import mlx_gemma4.model.gemma4
-from mlx_gemma4 import memory
 from mlx_gemma4.cache import SlidingCache
 from mlx_gemma4.config import Config, QuantizationSettings, TextConfig
 from mlx_gemma4.errors import MemoryLimitError
+from mlx_gemma4.generation.generate import prefill
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.memory import (
     PREFILL_STEPS,
     MemoryLimit,
     Reading,
+    arrays,
     bounded,
     cache_bytes,
     check_memory,
@@ -29,6 +29,7 @@ from mlx_gemma4.memory import (
     format_bytes,
     longest_context,
     mac_limit,
+    machine,
     machine_limit,
     parameter_bytes,
     plan_memory,
@@ -74,17 +75,16 @@ def test_cache_bytes_are_those_that_caches_allocate(num_tokens: int) -> None:
 
 
 def test_constants_are_those_of_the_modules_that_allocate() -> None:
-    assert memory._CACHE_GROWTH == mlx_gemma4.cache.sliding.GROWTH
-    assert memory._CACHE_GROWTH == mlx_gemma4.cache.shared.GROWTH
-    assert memory._RING_SLACK == mlx_gemma4.model.gemma4.RING_SLACK
-    assert PREFILL_STEPS[0] == mlx_gemma4.generation.generate.PREFILL_STEP_SIZE
+    assert arrays.CACHE_GROWTH == mlx_gemma4.cache.sliding.GROWTH
+    assert arrays.CACHE_GROWTH == mlx_gemma4.cache.shared.GROWTH
+    assert arrays._RING_SLACK == mlx_gemma4.model.gemma4.RING_SLACK
     attention = mlx_gemma4.kernels.interval_attention
-    assert memory._SCORE_BLOCK_BYTES == attention.SCORE_BLOCK_BYTES
-    assert memory._MIN_BLOCK_QUERIES == attention.MIN_BLOCK_QUERIES
-    assert memory._INTERVALS_PER_BLOCK == attention._INTERVALS_PER_BLOCK
+    assert arrays._SCORE_BLOCK_BYTES == attention.SCORE_BLOCK_BYTES
+    assert arrays._MIN_BLOCK_QUERIES == attention.MIN_BLOCK_QUERIES
+    assert arrays._INTERVALS_PER_BLOCK == attention._INTERVALS_PER_BLOCK
     vision = config_of(SIZES["real"]).vision_config
     assert vision is not None
-    assert vision.patch_dim == memory._PATCH_DIM
+    assert vision.patch_dim == arrays._PATCH_DIM
 
 
 def test_parameters_are_packed_with_their_scales() -> None:
@@ -126,12 +126,7 @@ def test_a_bounded_prompt_takes_what_was_planned(tokens: int, step: int, heads: 
     plan = plan_memory(config.text_config, weights_bytes, tokens, 4, Reading(step))
     inputs = ModelInputs.from_ids([7 + index % 900 for index in range(tokens)])
     mx.reset_peak_memory()
-    with bounded(plan):
-        mx.eval(
-            mlx_gemma4.generation.generate.prefill(
-                inputs, model, model.make_cache(), prefill_step_size=step
-            )
-        )
+    mx.eval(prefill(inputs, model, model.make_cache(), prefill_step_size=step))
     # Weights apart, which would hide what is off.
     planned, measured = plan.total_bytes - weights_bytes, mx.get_peak_memory() - weights_bytes
     assert 0.75 * planned < measured < 1.1 * planned
@@ -148,7 +143,7 @@ def test_more_layers_need_no_more_while_a_prompt_is_read() -> None:
         mx.clear_cache()
         mx.reset_peak_memory()
         before = mx.get_active_memory()
-        mx.eval(mlx_gemma4.generation.generate.prefill(inputs, model, cache))
+        mx.eval(prefill(inputs, model, cache))
         allocated = sum(layer_cache.nbytes for layer_cache in cache)
         beyond_cache.append(mx.get_peak_memory() - before - allocated)
     assert beyond_cache[1] < 1.2 * beyond_cache[0]
@@ -170,6 +165,17 @@ def test_a_bound_is_lifted_whatever_happens() -> None:
     finally:
         mx.set_memory_limit(before)
     assert bounds == [plan.total_bytes - plan.largest_bytes, 10**12]
+
+
+def test_a_gpu_keeps_its_own_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_memory(config_of(SIZES["tiny"]).text_config, 10**6, 100, 4)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    before = mx.set_memory_limit(10**12)
+    try:
+        with bounded(plan):
+            assert mx.set_memory_limit(10**12) == 10**12
+    finally:
+        mx.set_memory_limit(before)
 
 
 def test_chunks_are_as_long_as_memory_allows(text: TextConfig) -> None:
@@ -269,8 +275,8 @@ def test_elsewhere_it_is_most_of_memory_or_of_the_containers_share(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
-    monkeypatch.setattr(memory.sys, "platform", "linux")
-    monkeypatch.setattr(memory, "_CGROUP_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setattr(machine, "_CGROUP_LIMIT", tmp_path / "memory.max")
     whole = machine_limit().limit_bytes
     assert whole > 0
     (tmp_path / "memory.max").write_text("max\n")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlx_gemma4.processing.processor import PreparedPrompt, Processor
 
 INTERRUPTED = 130
+LEAST_PROMPT = 512  # tokens; a shorter prompt is read before a bar could be
 
 
 def generate(
@@ -89,10 +90,7 @@ def generate(
     quantize: options.Quantize = None,
     dtype: options.Dtype = None,
     image_attention: options.ImageAttention = "sliding",
-    prefill_step_size: Annotated[
-        int,
-        typer.Option("--prefill-step-size", metavar="N", min=1, help="Tokens read at a time."),
-    ] = 2048,
+    prefill_step_size: options.PrefillStepSize = None,
     no_tune: Annotated[
         bool,
         typer.Option("--no-tune", help="On the first start with a GPU, time no kernels."),
@@ -142,7 +140,9 @@ def generate(
     from mlx_gemma4.api import stream_generate
 
     answer = Answer(is_shown=not as_json, is_thinking_shown=show_thinking)
-    with ProgressBar("reading the prompt", least_total=prefill_step_size) as progress:
+    with ProgressBar(
+        "reading the prompt", least_total=prefill_step_size or LEAST_PROMPT
+    ) as progress:
         answer.follow(
             stream_generate(
                 loaded,

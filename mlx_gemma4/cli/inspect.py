@@ -105,7 +105,14 @@ def _plan(
     folder: Path, config: "Config", num_tokens: int, dtype: str | None, quantize: int | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return bytes of weights and caches, and the limit of this machine; and notes about them."""
-    from mlx_gemma4.memory import cache_bytes, longest_context, machine_limit
+    from mlx_gemma4.memory import (
+        PREFILL_STEPS,
+        Reading,
+        cache_bytes,
+        computes_on_cpu,
+        longest_context,
+        machine_limit,
+    )
     from mlx_gemma4.weights import check_quantize, expected_tensors, open_checkpoint
 
     dtype = dtype or _default_dtype(config)
@@ -133,15 +140,21 @@ def _plan(
         "max_position_embeddings": context,
         "limit_bytes": limit.limit_bytes,
         "limit_source": limit.source,
-        "longest_context": longest_context(text, weights_bytes, limit.limit_bytes, item_bytes),
+        "longest_context": longest_context(
+            text,
+            weights_bytes,
+            limit.limit_bytes,
+            item_bytes,
+            Reading(PREFILL_STEPS[-1], is_cpu=computes_on_cpu()),
+        ),
     }, notes
 
 
 def _default_dtype(config: "Config") -> str:
     """Return the dtype that loading chooses on this machine."""
-    import mlx.core as mx
+    from mlx_gemma4.memory import computes_on_cpu
 
-    return "float32" if mx.default_device() == mx.Device(mx.cpu) else config.dtype
+    return "float32" if computes_on_cpu() else config.dtype
 
 
 def _mask_rule(config: "Config", image_attention: str) -> str:

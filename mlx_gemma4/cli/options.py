@@ -111,6 +111,15 @@ NumDraftTokens = Annotated[
         help="Drafted tokens that are verified at a time at most: 2 to 15.",
     ),
 ]
+PrefillStepSize = Annotated[
+    int | None,
+    typer.Option(
+        "--prefill-step-size",
+        metavar="N",
+        min=1,
+        help="Tokens read at a time. Default: as many as 512 MiB of temporary memory allow.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="Say more, and show the traceback of an error.")

@@ -120,15 +120,7 @@ def plan(
         str | None,
         typer.Option("--draft-model", metavar="NAME", help="A drafter beside the model."),
     ] = None,
-    prefill_step_size: Annotated[
-        int | None,
-        typer.Option(
-            "--prefill-step-size",
-            metavar="N",
-            min=1,
-            help="Tokens read at a time. Default: as many as 512 MiB of temporary memory allow.",
-        ),
-    ] = None,
+    prefill_step_size: options.PrefillStepSize = None,
     dtype: options.Dtype = None,
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
@@ -143,14 +135,18 @@ def plan(
         "memory": None if memory is None else parse_memory("--memory", memory),
         "audio_s": 0.0 if audio is None else parse_seconds("--audio", audio),
     }
-    import mlx.core as mx
-
     from mlx_gemma4.hub import find_checkpoint
-    from mlx_gemma4.memory import Reading, choose_reading, mac_limit, machine_limit
+    from mlx_gemma4.memory import (
+        Reading,
+        choose_reading,
+        computes_on_cpu,
+        mac_limit,
+        machine_limit,
+    )
     from mlx_gemma4.processing.settings import ProcessorSettings
 
     folder = find_checkpoint(name, with_weights=False)
-    is_cpu = asked["memory"] is None and mx.default_device() == mx.Device(mx.cpu)
+    is_cpu = asked["memory"] is None and computes_on_cpu()
     settings = ProcessorSettings.from_folder(folder)
     media = _media(settings, image, image_tokens, asked["audio_s"], video, num_frames)
     demand = _demand(folder, recipe, draft_model, dtype, asked["context"], media, is_cpu=is_cpu)

@@ -7,14 +7,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma4.cache import PromptCache
-from mlx_gemma4.errors import InputError, OptionError
+from mlx_gemma4.generation.reading import count_tokens, plan_reading
 from mlx_gemma4.generation.sampling import GreedySampler, LogitsProcessor, Sampler
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.memory import bounded
 from mlx_gemma4.model.gemma4 import Gemma4
-
-# Positions of one prefill chunk: enough rows for full matmul speed, few enough for activations of
-# some hundred megabytes on the 12B.
-PREFILL_STEP_SIZE = 2048
 
 # Steps after which MLX gives back the buffers that it keeps for reuse.
 STEPS_PER_CLEAR = 256
@@ -28,7 +25,8 @@ def prefill(
     model: Gemma4,
     prompt_cache: PromptCache,
     *,
-    prefill_step_size: int = PREFILL_STEP_SIZE,
+    max_tokens: int = -1,
+    prefill_step_size: int | None = None,
     prompt_progress_callback: PromptProgressCallback | None = None,
 ) -> mx.array:
     """Read a prompt into the cache; return the logits after its last position, [1, V] float32.
@@ -36,46 +34,26 @@ def prefill(
     No picture is cut: a chunk ends before it, or is as long as it.
 
     Raises:
-        InputError: The prompt is empty, or longer than the model's context.
-        OptionError: A chunk size below 1.
+        As `plan_reading`.
     """
+    plan = plan_reading(
+        inputs, model, prompt_cache, max_tokens=max_tokens, prefill_step_size=prefill_step_size
+    )
     report = prompt_progress_callback or (lambda done, total: None)
-    if not len(inputs):
-        raise InputError("the prompt is empty; give at least one token")
-    if prefill_step_size < 1:
-        raise OptionError(f"prefill_step_size is {prefill_step_size}; allowed is 1 or more")
-    context = model.config.text_config.max_position_embeddings
-    end = prompt_cache[0].offset + len(inputs)
-    if end > context:
-        raise InputError(
-            f"the prompt has {end} tokens, the model's context {context}; shorten the prompt, or "
-            "give pictures fewer soft tokens"
-        )
     report(0, len(inputs))
     done = 0
-    *chunks, last = inputs.chunks(prefill_step_size)
-    for chunk in chunks:
-        model(chunk, prompt_cache, logits_to_keep=1)  # the logits are never computed
-        mx.eval([layer_cache.state for layer_cache in prompt_cache])
-        mx.clear_cache()
-        done += len(chunk)
-        report(done, len(inputs))
-    logits = model(last, prompt_cache, logits_to_keep=1)
-    mx.async_eval(logits)
+    *chunks, last = inputs.chunks(plan.prefill_step_size)
+    with bounded(plan):
+        for chunk in chunks:
+            model(chunk, prompt_cache, logits_to_keep=1)  # the logits are never computed
+            mx.eval([layer_cache.state for layer_cache in prompt_cache])
+            mx.clear_cache()
+            done += len(chunk)
+            report(done, len(inputs))
+        logits = model(last, prompt_cache, logits_to_keep=1)
+        mx.eval(logits)
     report(len(inputs), len(inputs))
     return logits
-
-
-def count_tokens(model: Gemma4, prompt_cache: PromptCache, max_tokens: int) -> int:
-    """Return how many tokens may follow what the cache holds: `max_tokens`, or the context's rest.
-
-    Args:
-        model: Whose context it is.
-        prompt_cache: After prefill.
-        max_tokens: -1 goes on to the end of the context.
-    """
-    room = model.config.text_config.max_position_embeddings - prompt_cache[0].offset
-    return room if max_tokens < 0 else min(max_tokens, room)
 
 
 class TokenChooser:
@@ -155,10 +133,12 @@ def generate_step(
     sampler: Sampler | None = None,
     logits_processors: Sequence[LogitsProcessor] | None = None,
     prompt_cache: PromptCache | None = None,
-    prefill_step_size: int = PREFILL_STEP_SIZE,
+    prefill_step_size: int | None = None,
     prompt_progress_callback: PromptProgressCallback | None = None,
 ) -> Generator[tuple[int, mx.array], None, None]:
     """Yield (token, log-probabilities [V] float32) until `max_tokens`, or the end of the context.
+
+    Without `max_tokens` the context ends where the model's does, or the memory for it.
 
     The step after a token is launched before the token is read, so that the device never waits for
     Python.  Stopping at an end-of-sequence token is the caller's.
@@ -170,12 +150,11 @@ def generate_step(
         sampler: Log-probabilities [1, V] to tokens [1]; None is greedy.
         logits_processors: Applied in order to the logits.
         prompt_cache: From `model.make_cache`, updated; None makes one.
-        prefill_step_size: Positions of one prefill chunk.
+        prefill_step_size: Positions of one prefill chunk; None takes as many as memory allows.
         prompt_progress_callback: Called with (positions read, positions of the prompt).
 
     Raises:
-        InputError: The prompt is empty, or longer than the model's context.
-        OptionError: A chunk size below 1.
+        As `plan_reading`.
 
     Source: mlx-lm generate.py, generate_step.
     """
@@ -185,6 +164,7 @@ def generate_step(
         inputs,
         model,
         cache,
+        max_tokens=max_tokens,
         prefill_step_size=prefill_step_size,
         prompt_progress_callback=prompt_progress_callback,
     )

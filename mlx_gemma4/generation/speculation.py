@@ -15,14 +15,13 @@ import mlx.core as mx
 from mlx_gemma4.cache import PromptCache, trim_prompt_cache
 from mlx_gemma4.errors import OptionError
 from mlx_gemma4.generation.generate import (
-    PREFILL_STEP_SIZE,
     STEPS_PER_CLEAR,
     PromptProgressCallback,
     TokenChooser,
-    count_tokens,
     prefill,
 )
 from mlx_gemma4.generation.lookup import PromptLookup
+from mlx_gemma4.generation.reading import count_tokens
 from mlx_gemma4.generation.sampling import (
     GreedySampler,
     LogitsProcessor,
@@ -54,7 +53,7 @@ def speculative_generate_step(
     sampler: RewindableSampler | None = None,
     logits_processors: Sequence[LogitsProcessor] | None = None,
     prompt_cache: PromptCache | None = None,
-    prefill_step_size: int = PREFILL_STEP_SIZE,
+    prefill_step_size: int | None = None,
     prompt_progress_callback: PromptProgressCallback | None = None,
 ) -> Generator[tuple[int, mx.array, bool], None, None]:
     """Yield (token, log-probabilities [V] float32, whether it was drafted), like `generate_step`.
@@ -76,12 +75,11 @@ def speculative_generate_step(
         logits_processors: Applied in order to the logits of each place, with the tokens up to it:
             draft tokens too, so their result must depend on what they are given alone.
         prompt_cache: From `model.make_cache`, updated; None makes one.
-        prefill_step_size: Positions of one prefill chunk.
+        prefill_step_size: Positions of one prefill chunk; None takes as many as memory allows.
         prompt_progress_callback: Called with (positions read, positions of the prompt).
 
     Raises:
-        InputError: The prompt is empty, or longer than the model's context.
-        OptionError: A chunk size below 1.
+        As `plan_reading`.
 
     Source: mlx-lm generate.py, speculative_generate_step; Leviathan et al., Fast Inference from
     Transformers via Speculative Decoding, 2023, section 2.3.
@@ -93,6 +91,7 @@ def speculative_generate_step(
         inputs,
         model,
         cache,
+        max_tokens=max_tokens,
         prefill_step_size=prefill_step_size,
         prompt_progress_callback=prompt_progress_callback,
     )

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 import mlx.core as mx
 
+from mlx_gemma4.cache import PromptCache
 from mlx_gemma4.generation.detokenizer import Detokenizer
 from mlx_gemma4.generation.generate import generate_step
 from mlx_gemma4.generation.lookup import (
@@ -15,6 +16,7 @@ from mlx_gemma4.generation.lookup import (
     PromptLookup,
     check_num_draft_tokens,
 )
+from mlx_gemma4.generation.reading import memory_context, plan_reading
 from mlx_gemma4.generation.sampling import RewindableSampler, Sampler
 from mlx_gemma4.generation.speculation import (
     Speculate,
@@ -24,6 +26,7 @@ from mlx_gemma4.generation.speculation import (
 from mlx_gemma4.generation.stop import StopStrings
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.kernels import registry
+from mlx_gemma4.memory import PREFILL_STEPS, format_bytes
 from mlx_gemma4.messages import ToolCall
 from mlx_gemma4.model.gemma4 import Gemma4
 from mlx_gemma4.processing.output_parser import Channel, OutputParser, OutputPart
@@ -48,6 +51,7 @@ class GenerationResponse:
         generation_tokens: Tokens so far.
         generation_tps: Tokens per second after the first.
         peak_memory: Gigabytes (10^9 bytes) that MLX held at most in this process.
+        prefill_step_size: Positions of the prompt read at a time.
         speculate: Where drafts came from: "lookup", or "off" if there were none, as a note says
             where they had been asked for.
         draft_tokens: Tokens that were drafted so far.
@@ -69,6 +73,7 @@ class GenerationResponse:
     generation_tokens: int
     generation_tps: float
     peak_memory: float
+    prefill_step_size: int = 0
     speculate: Speculate = "off"
     draft_tokens: int = 0
     accepted_tokens: int = 0
@@ -103,6 +108,7 @@ class GenerationResult:
     generation_tokens: int
     generation_tps: float
     peak_memory: float
+    prefill_step_size: int
     speculate: Speculate
     draft_tokens: int
     accepted_tokens: int
@@ -141,6 +147,7 @@ class GenerationResult:
             generation_tokens=last.generation_tokens,
             generation_tps=last.generation_tps,
             peak_memory=last.peak_memory,
+            prefill_step_size=last.prefill_step_size,
             speculate=last.speculate,
             draft_tokens=last.draft_tokens,
             accepted_tokens=last.accepted_tokens,
@@ -158,6 +165,9 @@ def stream_response(
     eos_token_ids: Sequence[int],
     stop: Sequence[str] = (),
     sampler: Sampler | None = None,
+    max_tokens: int = -1,
+    prompt_cache: PromptCache | None = None,
+    prefill_step_size: int | None = None,
     speculate: Speculate = "off",
     num_draft_tokens: int = MAX_DRAFT_TOKENS,
     **options: Any,
@@ -172,19 +182,38 @@ def stream_response(
         stop: Any of these texts in the answer ends it and is not part of it.
         sampler: Log-probabilities [B, V] to tokens [B]; None is greedy.  With one that cannot take
             draws back, `speculate` is off, with a note.
+        max_tokens: -1 goes on to the end of the context, or of the memory for it, with a note.
+        prompt_cache: From `model.make_cache`, updated; None makes one.
+        prefill_step_size: Positions of a chunk; None takes as many as memory allows, with a note
+            where those are fewer than they could be.
         speculate: "lookup" drafts tokens from n-grams of the prompt and the answer.
         num_draft_tokens: Tokens of a draft at most.
         options: The others of `generate_step`.
 
     Raises:
         InputError: The prompt is empty, or longer than the model's context.
+        MemoryLimitError: The prompt does not fit into memory.
         OptionError: An option out of its range.
     """
     check_speculate(speculate)
     check_num_draft_tokens(num_draft_tokens)
     parser = OutputParser(tokenizer, Detokenizer, inputs.input_ids.tolist())
     stopper = StopStrings(stop)
-    account = _Account(inputs)
+    cache = model.make_cache() if prompt_cache is None else prompt_cache
+    plan = plan_reading(
+        inputs, model, cache, max_tokens=max_tokens, prefill_step_size=prefill_step_size
+    )
+    account = _Account(inputs, plan.prefill_step_size)
+    if prefill_step_size is None and plan.prefill_step_size < min(len(inputs), PREFILL_STEPS[0]):
+        account.add_note(
+            f"the prompt is read {plan.prefill_step_size:,} tokens at a time, which takes "
+            f"{format_bytes(plan.workspace_bytes)} of temporary memory"
+        )
+    options |= {
+        "max_tokens": max_tokens,
+        "prompt_cache": cache,
+        "prefill_step_size": plan.prefill_step_size,
+    }
     stops = frozenset(eos_token_ids)
     steps: Generator[tuple[int, mx.array, bool], None, None]
     if speculate == "lookup" and isinstance(sampler, RewindableSampler | None):
@@ -209,7 +238,13 @@ def stream_response(
             yield response
             if response.finish_reason:
                 return
+    if max_tokens < 0 and (room := memory_context(model, cache)) < _context_of(model):
+        account.add_note(f"the answer ends where memory does: {room:,} tokens with the prompt")
     yield account.respond(parser.finish(), stopper, finish_reason="length")
+
+
+def _context_of(model: Gemma4) -> int:
+    return model.config.text_config.max_position_embeddings
 
 
 class _Account:
@@ -219,10 +254,11 @@ class _Account:
         lookup: Where drafts come from; None if there are none.
     """
 
-    def __init__(self, inputs: ModelInputs) -> None:
+    def __init__(self, inputs: ModelInputs, prefill_step_size: int) -> None:
         self.lookup: PromptLookup | None = None
         self._has_tool_calls = False
         self._prompt_tokens = len(inputs)
+        self._prefill_step_size = prefill_step_size
         self._notes = list(inputs.notes)
         self._start = self._first = self._last = time.perf_counter()
         self._tokens = self._accepted = 0
@@ -281,6 +317,7 @@ class _Account:
             generation_tokens=self._tokens,
             generation_tps=(self._tokens - 1) / generated_s if generated_s > 0 else 0.0,
             peak_memory=mx.get_peak_memory() / 1e9,
+            prefill_step_size=self._prefill_step_size,
             speculate="lookup" if self.lookup else "off",
             draft_tokens=self.lookup.draft_tokens if self.lookup else 0,
             accepted_tokens=self._accepted,

@@ -1,17 +1,19 @@
 """Gemma4: soft tokens and text in one decoder, logits out."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_gemma4.cache import LayerCache, PromptCache, SharedCache, SlidingCache
 from mlx_gemma4.config import Config, GenerationConfig
 from mlx_gemma4.errors import InputError
 from mlx_gemma4.inputs import ModelInputs, SoftTokenSpan
 from mlx_gemma4.kernels.interval_attention import IntervalMask
+from mlx_gemma4.memory import MemoryLimit
 from mlx_gemma4.model.decoder import LanguageModel
 from mlx_gemma4.model.embedders import MultimodalEmbedder, VisionEmbedder
 from mlx_gemma4.model.global_layout import apply_global_layout
@@ -29,6 +31,8 @@ class Gemma4(nn.Module):
         image_attention: Layers on which the tokens of a picture see each other in both directions:
             "sliding", or "all" as the plain forward of transformers does.
         generation_config: How the checkpoint wants its tokens sampled; set by whoever loads it.
+        memory_limit: What a conversation has to fit into, parameters included; None if it is not
+            watched.
 
     Source: transformers modeling_gemma4_unified.py, Gemma4UnifiedForConditionalGeneration.
     """
@@ -39,6 +43,7 @@ class Gemma4(nn.Module):
         self.config = config
         self.image_attention: ImageAttention = image_attention
         self.generation_config = GenerationConfig.from_dict({}, config)
+        self.memory_limit: MemoryLimit | None = None
         hidden_size = config.text_config.hidden_size
         self.language_model = LanguageModel(config.text_config)
         if config.vision_config is not None:
@@ -79,6 +84,12 @@ class Gemma4(nn.Module):
     def dtype(self) -> mx.Dtype:
         """Dtype of activations, which is that of the norms."""
         return self.language_model.norm.weight.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters."""
+        arrays = cast(list[tuple[str, mx.array]], tree_flatten(self.parameters()))
+        return sum(array.nbytes for _, array in arrays)
 
     def make_cache(self) -> list[LayerCache]:
         """Return an empty prompt cache: one ring or one growing buffer a layer."""

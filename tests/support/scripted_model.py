@@ -1,19 +1,24 @@
 """Networks whose answers are known beforehand, with the same calls as the real one."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from random_checkpoint import PLACEHOLDERS, SIZES, build_config
 
+from mlx_gemma4.config import Config
 from mlx_gemma4.inputs import ModelInputs
+
+_IDS = {name: 5 + index for index, name in enumerate(PLACEHOLDERS)}
 
 
 class _Counter:
     """The cache of a layer that only counts."""
 
     def __init__(self) -> None:
-        self.offset = 0
+        self.offset = self.nbytes = 0
         self.state: list[mx.array] = []
 
     def is_trimmable(self, count: int) -> bool:
@@ -36,7 +41,9 @@ class ScriptedModel:
         self.vocab_size = vocab_size
         self.prompt_end = 0
         self.lengths: list[int] = []
-        text = SimpleNamespace(max_position_embeddings=context)
+        self.dtype, self.nbytes, self.memory_limit = mx.float32, 0, None
+        text = Config.from_dict(build_config(SIZES["tiny"], "float32", _IDS)).text_config
+        text = replace(text, max_position_embeddings=context, vocab_size=vocab_size)
         self.config = SimpleNamespace(text_config=text)
 
     def make_cache(self) -> list[Any]:

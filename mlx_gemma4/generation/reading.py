@@ -1,0 +1,117 @@
+"""How a prompt is read in the memory there is: positions at a time, and whether it fits."""
+
+import sys
+
+import mlx.core as mx
+
+from mlx_gemma4.cache import PromptCache
+from mlx_gemma4.errors import InputError, OptionError
+from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.memory import (
+    PREFILL_STEPS,
+    MemoryPlan,
+    Reading,
+    check_memory,
+    choose_reading,
+    computes_on_cpu,
+    longest_context,
+    plan_memory,
+)
+from mlx_gemma4.model.gemma4 import Gemma4
+
+
+def plan_reading(
+    inputs: ModelInputs,
+    model: Gemma4,
+    prompt_cache: PromptCache,
+    *,
+    max_tokens: int = -1,
+    prefill_step_size: int | None = None,
+) -> MemoryPlan:
+    """Return what reading a prompt will take, with the chunk size.
+
+    Args:
+        inputs: The prompt, or what follows `prompt_cache`.
+        model: With its parameters, and the `memory_limit` that the plan has to keep.
+        prompt_cache: Not yet updated.
+        max_tokens: Of the answer; -1 plans for the prompt alone, and `count_tokens` ends the answer
+            where memory does.
+        prefill_step_size: Positions of a chunk; None takes as many as temporary memory allows.
+
+    Raises:
+        InputError: The prompt is empty, or longer than the model's context.
+        MemoryLimitError: It does not fit; the message has the sum, and what would fit.
+        OptionError: A chunk size below 1.
+    """
+    text, limit = model.config.text_config, model.memory_limit
+    end = _check_length(inputs, prompt_cache, text.max_position_embeddings)
+    if prefill_step_size is not None and prefill_step_size < 1:
+        raise OptionError(f"prefill_step_size is {prefill_step_size}; allowed is 1 or more")
+    context = min(end + max(0, max_tokens), text.max_position_embeddings)
+    sizes = text, _other_bytes(model, prompt_cache), context, model.dtype.size
+    reading = Reading(
+        prefill_step_size or PREFILL_STEPS[0],
+        longest_picture=max((span.length for span in inputs.spans if span.is_block), default=0),
+        pixel_tokens=inputs.num_patches,
+        is_cpu=computes_on_cpu(),
+    )
+    if prefill_step_size is None:
+        limit_bytes = limit.limit_bytes if limit else sys.maxsize
+        reading = choose_reading(*sizes, limit_bytes=limit_bytes, reading=reading)
+    if limit is None:
+        return plan_memory(*sizes, reading)
+    weights_bytes, item_bytes = sizes[1], sizes[3]
+    return check_memory(
+        text, weights_bytes, context, item_bytes=item_bytes, limit=limit, reading=reading
+    )
+
+
+def count_tokens(model: Gemma4, prompt_cache: PromptCache, max_tokens: int) -> int:
+    """Return how many tokens may follow what the cache holds.
+
+    Args:
+        model: Whose context it is.
+        prompt_cache: After prefill.
+        max_tokens: -1 goes on to the end of the context, or of what memory holds.
+    """
+    offset = prompt_cache[0].offset
+    room = model.config.text_config.max_position_embeddings - offset
+    if max_tokens >= 0:
+        return min(max_tokens, room)
+    return max(0, min(room, memory_context(model, prompt_cache) - offset))
+
+
+def memory_context(model: Gemma4, prompt_cache: PromptCache) -> int:
+    """Return the positions of a conversation for which there is memory, at most the context."""
+    text = model.config.text_config
+    if model.memory_limit is None:
+        return text.max_position_embeddings
+    return longest_context(
+        text,
+        _other_bytes(model, prompt_cache),
+        model.memory_limit.limit_bytes,
+        model.dtype.size,
+        Reading(PREFILL_STEPS[-1], is_cpu=computes_on_cpu()),
+    )
+
+
+def _check_length(inputs: ModelInputs, prompt_cache: PromptCache, context: int) -> int:
+    """Return the position after the prompt."""
+    if not len(inputs):
+        raise InputError("the prompt is empty; give at least one token")
+    end = prompt_cache[0].offset + len(inputs)
+    if end > context:
+        raise InputError(
+            f"the prompt has {end} tokens, the model's context {context}; shorten the prompt, or "
+            "give pictures fewer soft tokens"
+        )
+    return end
+
+
+def _other_bytes(model: Gemma4, prompt_cache: PromptCache) -> int:
+    """Return the bytes of everything but this conversation.
+
+    Parameters may still be in their files; other models and conversations may be in memory.
+    """
+    own_bytes = sum(layer_cache.nbytes for layer_cache in prompt_cache)
+    return max(model.nbytes, mx.get_active_memory() - own_bytes)
