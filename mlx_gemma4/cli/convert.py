@@ -75,7 +75,7 @@ def convert(
     chosen = read_recipe(recipe)  # before anything is downloaded
     target = Path(output).expanduser() if output else Path(_default_output(checkpoint, chosen.name))
     from mlx_gemma4.convert.plan import plan_conversion
-    from mlx_gemma4.convert.source import check_config, open_source
+    from mlx_gemma4.convert.source import check_config, check_tokenizer, open_source
     from mlx_gemma4.convert.target import check_before_download, partial_folder_of
     from mlx_gemma4.hub import find_checkpoint, outline_checkpoint
 
@@ -93,6 +93,7 @@ def convert(
             check_before_download(plan, target, outline.missing_bytes, force=force)
     if outline.missing_bytes:
         source = open_source(find_checkpoint(checkpoint, check=check_config), checkpoint)
+    check_tokenizer(source)
     from mlx_gemma4.convert.conversion import convert as run
 
     try:

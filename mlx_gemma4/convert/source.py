@@ -8,6 +8,7 @@ from typing import Any
 from mlx_gemma4.config import FULL_ATTENTION, Config, QuantizationSettings
 from mlx_gemma4.config.quantization import read_quantization
 from mlx_gemma4.config.section import Section, read_json
+from mlx_gemma4.errors import CheckpointError
 from mlx_gemma4.weights import StoredTensor, open_checkpoint
 from mlx_gemma4.weights.checkpoint import check_tensors, read_headers
 
@@ -104,6 +105,19 @@ def check_config(folder: Path) -> None:
         expected_assistant(folder, document)
     else:
         Config.from_folder(folder)
+
+
+def check_tokenizer(source: Source) -> None:
+    """Refuse a model without its tokenizer: what is made of it could not be asked anything.
+
+    Raises:
+        CheckpointError: There is no tokenizer.json; a drafter needs none.
+    """
+    if not source.is_assistant and not (source.folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{source.folder} has no tokenizer.json, which goes into the conversion; it must stand "
+            "beside config.json; fetch the checkpoint again"
+        )
 
 
 def assistant_name(name: str) -> str:

@@ -327,6 +327,17 @@ def test_a_source_of_another_kind(
     assert says in refusal([str(copy), "-o", str(copy / "out")], capfd)
 
 
+def test_a_source_without_its_tokenizer(
+    copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "tokenizer.json").unlink()
+    target = tmp_path / "out"
+    shown = refusal([str(copy), "--recipe", "q4", "--output", str(target)], capfd)
+    assert "has no tokenizer.json" in shown
+    assert "fetch the checkpoint again" in shown
+    assert not target.exists()
+
+
 def test_a_value_that_is_not_finite_is_named(
     copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
