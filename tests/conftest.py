@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -23,6 +24,8 @@ for variable in ("MLX_GEMMA4_MODEL", "MLX_GEMMA4_KERNELS"):
     os.environ.pop(variable, None)
 # On a Mac loading a model checks its kernels and times them: not into the user's own file.
 os.environ["MLX_GEMMA4_CACHE"] = str(Path(tempfile.gettempdir()) / "mlx-gemma4-test-cache")
+# A shell ignores Ctrl-C for what it starts in the background, and for what that starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def is_ci() -> bool:
