@@ -13,8 +13,7 @@ from mlx_gemma4.generation.generate import PromptProgressCallback
 from mlx_gemma4.generation.sampling import (
     LogitsProcessor,
     Sampler,
-    make_logits_processors,
-    make_sampler,
+    choose_sampling,
 )
 from mlx_gemma4.generation.speculation import Speculate
 from mlx_gemma4.generation.stream import GenerationResponse, GenerationResult, stream_response
@@ -215,7 +214,7 @@ def stream_generate(
         inputs = prompt
     else:
         inputs = processor(prompt, **prompt_options)
-    sampler, logits_processors = _choose_sampling(model.generation_config, **sampling)
+    sampler, logits_processors = choose_sampling(model.generation_config, **sampling)
     yield from stream_response(
         inputs,
         model,
@@ -257,34 +256,6 @@ def generate_result(
 def _take(given: dict[str, Any], kind: type) -> dict[str, Any]:
     """Move the options that a TypedDict declares out of `given`."""
     return {name: given.pop(name) for name in kind.__annotations__ if name in given}
-
-
-def _choose_sampling(
-    config: GenerationConfig,
-    *,
-    temp: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    min_p: float = 0.0,
-    repetition_penalty: float | None = None,
-    seed: int | None = None,
-    sampler: Sampler | None = None,
-    logits_processors: Sequence[LogitsProcessor] = (),
-) -> tuple[Sampler, list[LogitsProcessor]]:
-    """Return sampler and processors; a value of None is the checkpoint's."""
-    if temp is None:
-        temp = config.temperature if config.do_sample else 0.0
-    sampler = sampler or make_sampler(
-        temp=temp,
-        top_p=config.top_p if top_p is None else top_p,
-        top_k=config.top_k if top_k is None else top_k,
-        min_p=min_p,
-        seed=seed,
-    )
-    processors = make_logits_processors(
-        repetition_penalty=repetition_penalty, suppress_tokens=config.suppress_tokens
-    )
-    return sampler, [*processors, *logits_processors]
 
 
 def _choose_dtype(dtype: str | mx.Dtype | None, config: Config) -> mx.Dtype:

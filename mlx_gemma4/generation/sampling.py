@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import mlx.core as mx
 
+from mlx_gemma4.config import GenerationConfig
 from mlx_gemma4.errors import OptionError
 
 Sampler = Callable[[mx.array], mx.array]
@@ -50,6 +51,49 @@ def make_sampler(
     if temp == 0:
         return GreedySampler()
     return CategoricalSampler(temp, top_p, min_p, min_tokens_to_keep, top_k, seed)
+
+
+def choose_sampling(
+    config: GenerationConfig,
+    *,
+    temp: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float = 0.0,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    sampler: Sampler | None = None,
+    logits_processors: Sequence[LogitsProcessor] = (),
+) -> tuple[Sampler, list[LogitsProcessor]]:
+    """Return sampler and processors; a value of None is the checkpoint's.
+
+    Args:
+        config: How the checkpoint wants its tokens sampled.
+        temp: See `make_sampler`, as the next three.
+        top_p: As there.
+        top_k: As there.
+        min_p: As there.
+        repetition_penalty: See `make_logits_processors`.
+        seed: Makes the draws repeatable.
+        sampler: Replaces all of the above but the penalty.
+        logits_processors: Applied after those of the options.
+
+    Raises:
+        OptionError: A value out of its range.
+    """
+    if temp is None:
+        temp = config.temperature if config.do_sample else 0.0
+    sampler = sampler or make_sampler(
+        temp=temp,
+        top_p=config.top_p if top_p is None else top_p,
+        top_k=config.top_k if top_k is None else top_k,
+        min_p=min_p,
+        seed=seed,
+    )
+    processors = make_logits_processors(
+        repetition_penalty=repetition_penalty, suppress_tokens=config.suppress_tokens
+    )
+    return sampler, [*processors, *logits_processors]
 
 
 @runtime_checkable

@@ -4,12 +4,11 @@ import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import mlx.core as mx
 
 from mlx_gemma4.cache import PromptCache
-from mlx_gemma4.generation.detokenizer import Detokenizer
 from mlx_gemma4.generation.generate import generate_step
 from mlx_gemma4.generation.lookup import (
     MAX_DRAFT_TOKENS,
@@ -17,22 +16,19 @@ from mlx_gemma4.generation.lookup import (
     check_num_draft_tokens,
 )
 from mlx_gemma4.generation.reading import memory_context, plan_reading
+from mlx_gemma4.generation.reply import FinishReason, Reply, ReplyPart
 from mlx_gemma4.generation.sampling import RewindableSampler, Sampler
 from mlx_gemma4.generation.speculation import (
     Speculate,
     check_speculate,
     speculative_generate_step,
 )
-from mlx_gemma4.generation.stop import StopStrings
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.kernels import registry
 from mlx_gemma4.memory import PREFILL_STEPS, format_bytes
 from mlx_gemma4.messages import ToolCall
 from mlx_gemma4.model.gemma4 import Gemma4
-from mlx_gemma4.processing.output_parser import Channel, OutputParser, OutputPart
 from mlx_gemma4.processing.tokenizer import Tokenizer
-
-FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +193,7 @@ def stream_response(
     """
     check_speculate(speculate)
     check_num_draft_tokens(num_draft_tokens)
-    parser = OutputParser(tokenizer, Detokenizer, inputs.input_ids.tolist())
-    stopper = StopStrings(stop)
+    reply = Reply(inputs, tokenizer, eos_token_ids=eos_token_ids, stop=stop)
     cache = model.make_cache() if prompt_cache is None else prompt_cache
     plan = plan_reading(
         inputs, model, cache, max_tokens=max_tokens, prefill_step_size=prefill_step_size
@@ -214,10 +209,11 @@ def stream_response(
         "prompt_cache": cache,
         "prefill_step_size": plan.prefill_step_size,
     }
-    stops = frozenset(eos_token_ids)
     steps: Generator[tuple[int, mx.array, bool], None, None]
     if speculate == "lookup" and isinstance(sampler, RewindableSampler | None):
-        account.lookup = PromptLookup(inputs, stop_tokens=stops, num_draft_tokens=num_draft_tokens)
+        account.lookup = PromptLookup(
+            inputs, stop_tokens=eos_token_ids, num_draft_tokens=num_draft_tokens
+        )
         steps = speculative_generate_step(inputs, model, account.lookup, sampler=sampler, **options)
     else:
         if speculate != "off":
@@ -231,16 +227,13 @@ def stream_response(
     with closing(steps):
         for token, logprobs, from_draft in steps:
             account.count(from_draft)
-            if token in stops:
-                yield account.respond(parser.finish(), stopper, token, logprobs, "stop")
-                return
-            response = account.respond(parser.add(token), stopper, token, logprobs)
+            response = account.respond(reply.add(token), token, logprobs)
             yield response
             if response.finish_reason:
                 return
     if max_tokens < 0 and (room := memory_context(model, cache)) < _context_of(model):
         account.add_note(f"the answer ends where memory does: {room:,} tokens with the prompt")
-    yield account.respond(parser.finish(), stopper, finish_reason="length")
+    yield account.respond(reply.end())
 
 
 def _context_of(model: Gemma4) -> int:
@@ -256,7 +249,6 @@ class _Account:
 
     def __init__(self, inputs: ModelInputs, prefill_step_size: int) -> None:
         self.lookup: PromptLookup | None = None
-        self._has_tool_calls = False
         self._prompt_tokens = len(inputs)
         self._prefill_step_size = prefill_step_size
         self._notes = list(inputs.notes)
@@ -278,37 +270,21 @@ class _Account:
             self._first = self._last
 
     def respond(
-        self,
-        parts: Sequence[OutputPart],
-        stopper: StopStrings,
-        token: int | None = None,
-        logprobs: mx.array | None = None,
-        finish_reason: FinishReason | None = None,
+        self, part: ReplyPart, token: int | None = None, logprobs: mx.array | None = None
     ) -> GenerationResponse:
-        """Return the response for some parts of output.
+        """Return the response for a part of the answer.
 
         Args:
-            parts: New output.
-            stopper: Sees the answer's text; a stop string in it makes this the last response.
-            token: That brought the parts.
+            part: What is new.
+            token: That brought it.
             logprobs: Of the token's place.
-            finish_reason: Why this is the last response: what was held back comes too.
         """
-        text = "".join(stopper.add(p.text) for p in parts if p.channel is Channel.ANSWER)
-        calls = tuple(call for part in parts for call in part.tool_calls)
-        self._has_tool_calls |= bool(calls)
-        self._notes.extend(part.note for part in parts if part.note)
-        if stopper.is_stopped:
-            finish_reason = "stop"
-        elif finish_reason is not None:
-            text += stopper.finish()
-            if finish_reason == "stop" and self._has_tool_calls:
-                finish_reason = "tool_calls"
+        self._notes.extend(part.notes)
         read_s, generated_s = self._first - self._start, self._last - self._first
         return GenerationResponse(
-            text=text,
-            thinking="".join(part.text for part in parts if part.channel is Channel.THINKING),
-            tool_calls=calls,
+            text=part.text,
+            thinking=part.thinking,
+            tool_calls=part.tool_calls,
             token=token,
             logprobs=logprobs,
             from_draft=self._is_drafted and token is not None,
@@ -323,7 +299,7 @@ class _Account:
             accepted_tokens=self._accepted,
             # A pass gives one token that is not drafted, after those that are.
             forwards=self._tokens - self._accepted + self._is_drafted,
-            finish_reason=finish_reason,
+            finish_reason=part.finish_reason,
             notes=tuple(self._notes),
             kernels=registry.all_on(),
         )
