@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check parity sim check-kernels mutate-kernels launches predictions format clean .venv
+.PHONY: help demo test check parity sim check-kernels mutate-kernels launches predictions bench results format clean .venv
 
 # Run as an installed package: the repository's own folders are never import names.
 export PYTHONSAFEPATH := 1
@@ -50,6 +50,13 @@ launches: .venv/test.stamp .venv-peers/peers.stamp  ## count kernel launches of 
 
 predictions: .venv/test.stamp .venv-peers/peers.stamp  ## count launches anew, and write what kernels/README.md predicts
 	@$(COUNT_LAUNCHES) | PYTHONPATH=benchmarks .venv/bin/python benchmarks/predictions.py --write
+
+bench: .venv/test.stamp .venv-peers/peers.stamp  ## measure the CPU set beside the peers: JSON, plots, results/README.md
+	$(FAST_BLAS) PYTHONPATH=benchmarks .venv/bin/python benchmarks/bench_set.py build/bench \
+		--python-of mlx-lm=.venv-peers/bin/python --python-of mlx-vlm=.venv-peers/bin/python $(BENCH_ARGS)
+
+results: .venv/test.stamp  ## write benchmarks/results/README.md from the JSON beside it
+	PYTHONPATH=benchmarks .venv/bin/python benchmarks/results_table.py --write
 
 format: .venv/dev.stamp  ## format the code and mend what can be mended
 	.venv/bin/ruff format .

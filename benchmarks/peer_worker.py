@@ -4,9 +4,11 @@ Runs under the interpreter of the program's environment, so nothing but the stan
 imported before the program itself: what the program imports is part of what is measured.  Prints
 one JSON document as the last line.
 
+    load         seconds from the start of the process until all parameters are in memory
     first-token  seconds from the start of the process to the first token of a chat prompt, with or
                  without a picture: imports, loading, processing and prefill
-    speed        prefill and decode of random token ids, greedy, and the peak memory of the process
+    speed        prefill and decode of random token ids, greedy, the peak memory of the process, and
+                 what MLX held beyond the weights
 
 Each program is asked in its own documented way.  Times are taken here, around its token iterator,
 so that they mean the same for all.
@@ -204,6 +206,24 @@ def mlx_peak_bytes() -> int:
     return mx.get_peak_memory()
 
 
+def reset_mlx_peak() -> None:
+    """Count MLX's peak from now on."""
+    import mlx.core as mx
+
+    mx.reset_peak_memory()
+
+
+def mlx_weights_bytes(worker: Any) -> int | None:
+    """Return what MLX holds when all parameters are there."""
+    if worker.allocated_bytes() is None:
+        return None
+    import mlx.core as mx
+
+    mx.eval(worker.model.parameters())
+    mx.clear_cache()
+    return mx.get_active_memory()
+
+
 def peak_resident_bytes() -> int:
     """Return the most memory that this process had, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -242,7 +262,7 @@ def measure_speed(worker: Any, ids: list[int], max_tokens: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description="One measurement; started by peers.py.")
     parser.add_argument("program", choices=WORKERS)
-    parser.add_argument("measure", choices=["first-token", "speed"])
+    parser.add_argument("measure", choices=["load", "first-token", "speed"])
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--started", type=float, default=0.0, help="time.time() at the start")
     parser.add_argument("--question", default="What is this?")
@@ -252,11 +272,20 @@ def main() -> None:
     options = parser.parse_args()
 
     worker = WORKERS[options.program](options.checkpoint)
-    if options.measure == "first-token":
+    if options.measure == "load":
+        weights_bytes = mlx_weights_bytes(worker)
+        result = {"load_s": time.time() - options.started, "weights_bytes": weights_bytes}
+    elif options.measure == "first-token":
         result = measure_first_token(worker, options.question, options.image, options.started)
     else:
         ids = draw_ids(options.checkpoint, options.context)
+        weights_bytes = mlx_weights_bytes(worker)
+        if weights_bytes is not None:
+            reset_mlx_peak()  # what loading took at most is a measure of its own
         result = measure_speed(worker, ids, options.max_tokens)
+        peak_bytes = worker.allocated_bytes()
+        if weights_bytes is not None and peak_bytes is not None:
+            result["peak_over_weights_bytes"] = peak_bytes - weights_bytes
     result["peak_resident_bytes"] = peak_resident_bytes()
     result["peak_allocated_bytes"] = worker.allocated_bytes()
     print(json.dumps(result))

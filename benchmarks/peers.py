@@ -2,29 +2,32 @@
 
 Each measurement is a process of its own, and the programs take turns (A B A B), so that what else
 the machine does falls on all of them.  The first turn warms the file cache and is not counted.
-Three regimes, which nothing has in common but the checkpoint:
+Four regimes, which nothing has in common but the checkpoint:
 
     help         the command line prints its help: imports alone
+    load         from the start of the process until all parameters are in memory
     first-token  from the start of the process to the first token, of a text and of a picture:
                  what somebody waits for who asks one thing; imports and loading dominate
     speed        prefill and decode at several lengths of context, and the peak memory
 
 Programs live in environments of their own, given by --python-of; those not given are left out.
+llama.cpp takes no safetensors: with --gguf, and llama-bench on the PATH, it runs that file, whose
+bits per weight stand beside it.  Figures of turns that are far apart are called noisy.
 
     python benchmarks/random_checkpoint.py mid build/mid
     python benchmarks/peers.py build/mid --image picture.png \\
         --python-of mlx-vlm=build/peers/bin/python --python-of mlx-lm=build/peers/bin/python
 
 Prints a table, writes results/<chip>/<date>-<commit>.json, and prints that document as the last
-line.  Ratios are a program's value divided by that of mlx-gemma4.
+line.  Ratios are a program's value divided by that of mlx-gemma4, of medians, and at the ends
+the least and the most that the turns allow.
 """
 
 import argparse
 import datetime
 import json
 import os
-import platform
-import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,6 +35,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from peer_facts import describe_checkpoint, describe_machine, list_versions, name_commit
+
+from mlx_gemma4.bench.report import NOISE
 
 HERE = Path(__file__).resolve().parent
 OWN = "mlx-gemma4"
@@ -42,8 +49,11 @@ COMMANDS = {
     "mlx-vlm": "mlx_vlm.generate",
     "transformers": "transformers",
 }
-PACKAGES = ("mlx-gemma4", "mlx", "mlx-lm", "mlx-vlm", "torch", "transformers")
-TIMEOUT_S = 1800.0
+LLAMA = "llama.cpp"
+LLAMA_BENCH = "llama-bench"
+TIMEOUT_S = 3600.0
+# What a figure is for, in the document: these are not compared.
+NOT_COMPARED = {"context", "weights_bytes"}
 
 
 @dataclass
@@ -66,9 +76,17 @@ class Case:
 def measure(program: str, python: str, case: Case, checkpoint: Path) -> dict[str, float]:
     """Run one process and return its figures.
 
+    Args:
+        program: Of `COMMANDS`, or llama.cpp.
+        python: Of its environment; of llama.cpp, its checkpoint in GGUF.
+        case: What to measure.
+        checkpoint: For all others.
+
     Raises:
         RuntimeError: The process failed; the message is its last line.
     """
+    if program == LLAMA:
+        return measure_llama(case, python)
     if case.arguments is None:
         command = [str(Path(python).parent / COMMANDS[program]), "--help"]
     else:
@@ -91,6 +109,38 @@ def measure(program: str, python: str, case: Case, checkpoint: Path) -> dict[str
     }
 
 
+def measure_llama(case: Case, gguf: str) -> dict[str, float]:
+    """Run llama-bench once, without its own repetitions, and return the figures of a case.
+
+    Raises:
+        RuntimeError: It failed, or has no such measure.
+    """
+    arguments = case.arguments or [""]
+    if arguments[0] != "speed":
+        raise RuntimeError(f"{LLAMA_BENCH} does not measure this")
+    context, tokens = arguments[2], arguments[4]
+    command = [LLAMA_BENCH, "-m", gguf, "-r", "1", "-o", "json", "-p", context, "-n", "0"]
+    read = _run_llama(command)
+    # Answers come after the prompt, as everybody else's do.
+    answered = _run_llama([*command[:-4], "-p", "0", "-n", tokens, "-d", context])
+    return {
+        "context": float(context),
+        "prefill_tokens_per_s": read["avg_ts"],
+        "decode_tokens_per_s": answered["avg_ts"],
+        "weights_bytes": read["model_size"],
+    }
+
+
+def _run_llama(command: list[str]) -> dict[str, float]:
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    try:
+        (figures,) = json.loads(result.stdout)
+        return {"avg_ts": float(figures["avg_ts"]), "model_size": float(figures["model_size"])}
+    except (ValueError, KeyError, TypeError):
+        lines = result.stderr.strip().splitlines()
+        raise RuntimeError(lines[-1] if lines else f"exit code {result.returncode}") from None
+
+
 def run_in_turns(case: Case, pythons: dict[str, str], checkpoint: Path, rounds: int) -> None:
     """Fill a case: one uncounted turn, then `rounds` turns, each through every program."""
     for turn in range(rounds + 1):
@@ -110,80 +160,41 @@ def run_in_turns(case: Case, pythons: dict[str, str], checkpoint: Path, rounds: 
 
 
 def summarize(case: Case) -> dict[str, Any]:
-    """Return medians, best and worst by program and figure, and ratios of medians to ours."""
+    """Return medians, best and worst by program and figure, and ratios to ours with their range."""
     programs: dict[str, Any] = {
-        program: {
-            name: {
-                "median": statistics.median(values),
-                "min": min(values),
-                "max": max(values),
-                "runs": len(values),
-            }
-            for name in runs[0]
-            if (values := [run[name] for run in runs])
-        }
+        program: {name: summarize_values([run[name] for run in runs]) for name in runs[0]}
         for program, runs in case.runs.items()
     }
     own = programs.get(OWN, {})
-    ratios = {
-        program: {
-            name: figure["median"] / own[name]["median"]
-            for name, figure in figures.items()
-            if name != "context" and own.get(name, {}).get("median")
+    ratios: dict[str, Any] = {}
+    ranges: dict[str, Any] = {}
+    for program, figures in programs.items():
+        if program == OWN:
+            continue
+        compared = [name for name in figures if name in own and name not in NOT_COMPARED]
+        compared = [name for name in compared if own[name]["min"] > 0]
+        ratios[program] = {n: figures[n]["median"] / own[n]["median"] for n in compared}
+        ranges[program] = {
+            n: [figures[n]["min"] / own[n]["max"], figures[n]["max"] / own[n]["min"]]
+            for n in compared
         }
-        for program, figures in programs.items()
-        if program != OWN
-    }
-    return {"programs": programs, "ratios": ratios, "errors": case.errors}
-
-
-def name_chip() -> str:
-    """Return the processor's name, as the name of a folder."""
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        name = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    else:
-        cpuinfo = Path("/proc/cpuinfo").read_text()
-        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-        name = found.group(1) if found else platform.machine()
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def name_commit() -> str:
-    """Return the short hash of the commit, with a plus if the tree differs from it."""
-    git = ["git", "-C", str(HERE)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    changes = subprocess.run(
-        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-    )
-    return (head.stdout.strip() or "unknown") + ("+" if changes.stdout.strip() else "")
-
-
-def list_versions(python: str) -> dict[str, str]:
-    """Return the versions of the packages that matter in an environment."""
-    code = (
-        "import importlib.metadata as m, json, platform, sys\n"
-        "found = {'python': platform.python_version()}\n"
-        "for name in sys.argv[1:]:\n"
-        "    try: found[name] = m.version(name)\n"
-        "    except m.PackageNotFoundError: pass\n"
-        "print(json.dumps(found))\n"
-    )
-    result = subprocess.run(
-        [python, "-c", code, *PACKAGES], capture_output=True, text=True, check=True
-    )
-    return json.loads(result.stdout)
-
-
-def describe_machine() -> dict[str, Any]:
-    """Return what a figure means nothing without."""
     return {
-        "chip": name_chip(),
-        "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": f"{platform.system()} {platform.mac_ver()[0]}".strip(),
-        "load_average": os.getloadavg()[0],
-        "preloaded": os.environ.get("LD_PRELOAD", ""),
+        "programs": programs,
+        "ratios": ratios,
+        "ratio_ranges": ranges,
+        "errors": case.errors,
+    }
+
+
+def summarize_values(values: list[float]) -> dict[str, Any]:
+    """Return the figures of a program's turns, and whether they are far apart."""
+    median = statistics.median(values)
+    return {
+        "median": median,
+        "min": min(values),
+        "max": max(values),
+        "runs": len(values),
+        "is_noisy": max(values) - min(values) > NOISE * median,
     }
 
 
@@ -197,6 +208,7 @@ def print_table(case: Case, summary: dict[str, Any]) -> None:
                 continue
             value = figure["median"]
             shown = f"{value / 1e6:.0f} MB" if name.endswith("_bytes") else f"{value:.3g}"
+            shown += " noisy" * figure["is_noisy"]
             ratio = summary["ratios"].get(program, {}).get(name)
             cells.append(f"{name} {shown}" + (f" ({ratio:.2f}x)" if ratio else ""))
         print(f"  {program:<13}{', '.join(cells)}")
@@ -210,13 +222,15 @@ def main() -> None:
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--python-of", action="append", default=[], metavar="PROGRAM=PYTHON")
-    parser.add_argument("--measures", default="help,first-token,speed")
+    parser.add_argument("--measures", default="help,load,first-token,speed")
+    parser.add_argument("--gguf", help="the same checkpoint for llama.cpp, if llama-bench is there")
     parser.add_argument("--image", help="a picture; without one, first-token is of text alone")
     parser.add_argument("--question", default="What shape is this?")
     parser.add_argument("--contexts", default="128,512,2048")
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--output", type=Path, help="default: a file of the date in --results")
     options = parser.parse_args()
 
     pythons = {OWN: sys.executable}
@@ -225,11 +239,15 @@ def main() -> None:
         if program not in COMMANDS or not python:
             parser.error(f"--python-of {given}: give {'|'.join(COMMANDS)}=/path/to/python")
         pythons[program] = python
+    if options.gguf and shutil.which(LLAMA_BENCH):
+        pythons[LLAMA] = options.gguf
 
     cases = []
     measures = options.measures.split(",")
     if "help" in measures:
         cases.append(Case("help", None))
+    if "load" in measures:
+        cases.append(Case("load", ["load"]))
     if "first-token" in measures:
         ask = ["first-token", "--question", options.question]
         cases.append(Case("first token, text", ask))
@@ -241,21 +259,18 @@ def main() -> None:
             speed = ["speed", "--context", context, "--max-tokens", str(options.max_tokens)]
             cases.append(Case(f"speed at {context}", speed))
 
-    config = json.loads((options.checkpoint / "config.json").read_text())
     now = datetime.datetime.now(datetime.UTC)
     document: dict[str, Any] = {
         "what": "peers",
         "date": now.isoformat(timespec="seconds"),
         "commit": name_commit(),
         "machine": describe_machine(),
-        "versions": {program: list_versions(python) for program, python in pythons.items()},
-        "checkpoint": {
-            "name": options.checkpoint.name,
-            "dtype": config.get("dtype"),
-            "hidden_size": config["text_config"]["hidden_size"],
-            "num_hidden_layers": config["text_config"]["num_hidden_layers"],
-            "quantization": config.get("quantization"),
+        "versions": {
+            program: list_versions(python)
+            for program, python in pythons.items()
+            if program != LLAMA
         },
+        "checkpoint": describe_checkpoint(options.checkpoint),
         "cases": {},
     }
     for case in cases:
@@ -263,9 +278,11 @@ def main() -> None:
         document["cases"][case.name] = summarize(case)
         print_table(case, document["cases"][case.name])
 
-    folder = options.results / document["machine"]["chip"]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{now:%Y%m%dT%H%M}-{document['commit']}.json"
+    path = options.output
+    if path is None:
+        name = f"{now:%Y%m%dT%H%M}-{document['commit']}-{options.checkpoint.name}.json"
+        path = options.results / document["machine"]["chip"] / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
     print(f"\n{path}")
     print(json.dumps(document))

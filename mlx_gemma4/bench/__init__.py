@@ -1,1 +1,1 @@
-"""How fast this model can be on a chip, and how fast it is."""
+"""How fast the model can be on a chip, and how fast it is."""

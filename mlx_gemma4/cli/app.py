@@ -6,6 +6,7 @@ import typer
 
 from mlx_gemma4 import __version__
 from mlx_gemma4.cli import (
+    bench,
     convert,
     demo,
     evaluate,
@@ -38,6 +39,7 @@ app.command(cls=Command)(upload.upload)
 app.command(cls=Command)(plan.plan)
 app.command(cls=Command)(kernels.kernels)
 app.command(cls=Command)(tune.tune)
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(is_wanted: bool) -> None:

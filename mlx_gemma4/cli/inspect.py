@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,10 @@ from mlx_gemma4.cli.prompt import PromptRequest
 from mlx_gemma4.cli.terminal import say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mlx_gemma4.config import Config
+    from mlx_gemma4.processing.media import Medium
     from mlx_gemma4.processing.processor import PreparedPrompt
 
 _IDS_SHOWN = 12  # at either end of a long prompt
@@ -39,6 +42,15 @@ def inspect(
     quantize: options.Quantize = None,
     dtype: options.Dtype = None,
     image_attention: options.ImageAttention = "sliding",
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw the 48-pixel patches of pictures and the 40 ms frames of sounds: a .png, "
+            ".svg, or .pdf. Needs the extra bench.",
+        ),
+    ] = None,
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
 ) -> int:
@@ -66,6 +78,8 @@ def inspect(
                 "ignore_chat_template": raw,
             },
         )
+    if plot is not None:
+        _check_plot(Path(plot))
     from mlx_gemma4.config import Config
     from mlx_gemma4.hub import find_checkpoint
     from mlx_gemma4.processing.processor import Processor
@@ -78,6 +92,8 @@ def inspect(
         folder, config, num_tokens, dtype, None if quantize is None else int(quantize)
     )
     notes += list(prepared.inputs.notes) if prepared else []
+    if plot is not None:
+        notes += _plot(prepared.media if prepared else (), Path(plot))
     mask = _mask_rule(config, image_attention)
     if as_json:
         document: dict[str, Any] = {
@@ -99,6 +115,36 @@ def inspect(
     for note in notes:
         say(f"note: {note}")
     return 0
+
+
+def _check_plot(path: Path) -> None:
+    """Refuse what cannot be drawn or written, before anything is read."""
+    from mlx_gemma4.bench.plots import check_plot
+    from mlx_gemma4.bench.report import check_writable
+
+    check_writable("--plot", path)
+    check_plot("--plot", path)
+
+
+def _plot(media: "Sequence[Medium]", path: Path) -> list[str]:
+    """Draw media as the model sees and hears them; return notes about it."""
+    from mlx_gemma4.bench.plots import PicturePanel, SoundPanel, plot_media
+    from mlx_gemma4.cli.drawing import join_patches
+
+    panels: list[PicturePanel | SoundPanel] = []
+    for medium in media:
+        if medium.frames is not None:
+            panels.append(SoundPanel(medium.name, medium.frames))
+        if medium.patches is not None and medium.grid is not None:
+            pictures = join_patches(medium.patches, medium.grid)
+            times = [f", {seconds:.2f} s" for seconds in medium.timestamps_s] or [""]
+            panels += [
+                PicturePanel(medium.name + when, pixels)
+                for when, pixels in zip(times, pictures, strict=True)
+            ]
+    left_out = plot_media(panels, path)
+    notes = [f"drawn: {path}"]
+    return notes + [f"{left_out} more frames are not in the drawing"] * bool(left_out)
 
 
 def _plan(

@@ -1,0 +1,94 @@
+"""The page of results says what its files say; the set that makes them makes what it names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from bench_documents import make_document
+from bench_set import FORMS, Form, make_form, widen_scales
+from results_table import RESULTS, show_figure, write_page
+
+from mlx_gemma4.config import Config
+from mlx_gemma4.convert.conversion import convert
+from mlx_gemma4.convert.recipe import read_recipe
+from mlx_gemma4.convert.source import open_source
+from mlx_gemma4.hub import find_checkpoint
+from mlx_gemma4.weights import open_checkpoint
+
+
+def test_the_page_is_what_the_files_say() -> None:
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    assert page == write_page(RESULTS), "run: make results"
+
+
+def test_a_changed_figure_changes_the_page(tmp_path: Path) -> None:
+    source = next(path for path in sorted(RESULTS.glob("*/*.json")) if "peers" in path.read_text())
+    document = json.loads(source.read_text())
+    target = tmp_path / "chip" / "a.json"
+    target.parent.mkdir()
+    target.write_text(json.dumps(document))
+    before = write_page(tmp_path)
+    name = next(iter(document["cases"]))
+    document["cases"][name]["programs"]["mlx-gemma4"]["wall_s"]["median"] = 123.0
+    target.write_text(json.dumps(document))
+    assert "| 123 |" in write_page(tmp_path)
+    assert "| 123 |" not in before
+
+
+def test_a_document_of_bench_has_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "chip").mkdir()
+    text = make_document(notes=("left out",)).to_json()
+    (tmp_path / "chip" / "a.json").write_text(text)
+    page = write_page(tmp_path)
+    assert "## chip/a.json" in page
+    assert "| decode 64 after 2,048 | 63.4 tokens/s | 2 % | 79 % | 10 % | | |" in page
+    assert "quality of q4: mean KL 0.01000" in page
+    assert "* left out" in page
+
+
+@pytest.mark.parametrize(
+    ("figure", "shown"),
+    [
+        ({"median": 2.0, "is_noisy": True}, "2~ (4.00, 3.00 to 5.00)"),
+        ({"median": 2.0}, "2 (4.00, 3.00 to 5.00)"),
+        (None, ""),
+    ],
+)
+def test_a_figure_with_mark_and_ratio(figure: dict | None, shown: str) -> None:
+    case = {
+        "programs": {"peer": {"wall_s": figure} if figure else {}},
+        "ratios": {"peer": {"wall_s": 4.0}},
+        "ratio_ranges": {"peer": {"wall_s": [3.0, 5.0]}},
+    }
+    assert show_figure(case, "peer", "wall_s", 1.0) == shown
+
+
+def test_wide_scales_are_the_same_model(tmp_path: Path) -> None:
+    source = open_source(find_checkpoint("demo"), "demo")
+    convert(source, read_recipe("q4"), tmp_path / "q4")
+    widen_scales(tmp_path, tmp_path / "q4-float32")
+    narrow, wide = (
+        open_checkpoint(tmp_path / name, Config.from_folder(tmp_path / name))
+        for name in ("q4", "q4-float32")
+    )
+    assert wide.quantization == narrow.quantization
+    dtypes = {tensor.dtype for tensor in wide.tensors.values()}
+    assert dtypes == {"U32", "F32"}
+    before: Any = mx.load(str(tmp_path / "q4" / "model.safetensors"))
+    after: Any = mx.load(str(tmp_path / "q4-float32" / "model.safetensors"))
+    for name, array in before.items():
+        assert mx.array_equal(array.astype(after[name].dtype), after[name]).item(), name
+
+
+def test_a_form_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fail(_: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        make_form("float32", Form(fail, "", "", 1), tmp_path)
+    assert not (tmp_path / "float32").exists()
+    assert set(FORMS) >= {"float32", "bfloat16", "q4"}
