@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check parity sim check-kernels mutate-kernels launches predictions bench results format clean .venv
+.PHONY: help demo test check parity sim check-kernels mutate-kernels launches predictions bench results fuzz format clean .venv
 
 # Run as an installed package: the repository's own folders are never import names.
 export PYTHONSAFEPATH := 1
@@ -57,6 +57,9 @@ bench: .venv/test.stamp .venv-peers/peers.stamp  ## measure the CPU set beside t
 
 results: .venv/test.stamp  ## write benchmarks/results/README.md from the JSON beside it
 	PYTHONPATH=benchmarks .venv/bin/python benchmarks/results_table.py --write
+
+fuzz: .venv/test.stamp  ## mutated files against all that reads files: make fuzz FUZZ_ARGS="--cases 1000000 --jobs 4"
+	@OPENBLAS_NUM_THREADS=1 PYTHONPATH=benchmarks .venv/bin/python -m fuzz $(FUZZ_ARGS)
 
 format: .venv/dev.stamp  ## format the code and mend what can be mended
 	.venv/bin/ruff format .

@@ -124,7 +124,7 @@ def parse_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any
         InputError: A tool has no name, or holds something that is not JSON.
     """
     parsed: list[dict[str, Any]] = []
-    for index, tool in enumerate(tools or ()):
+    for index, tool in enumerate(_as_list(tools, "tools")):
         where = f"tools[{index}]"
         schema = _as_mapping(_as_json(tool, where), where)
         if "function" not in schema and "name" in schema:
@@ -222,7 +222,7 @@ def _parse_part(value: Any, where: str) -> Part:
     if part_type in _TEXT_PARTS:
         _refuse_unknown(part, ("type", "text"), where)
         return TextPart(_as_text(part.get("text"), f"{where}.text"))
-    if part_type not in _MEDIA_PARTS:
+    if not isinstance(part_type, str) or part_type not in _MEDIA_PARTS:
         allowed = ", ".join(("text", *_MEDIA_PARTS))
         raise InputError(f"{where}.type is {part_type!r}; allowed: {allowed}")
     kind, keys = _MEDIA_PARTS[part_type]
@@ -293,7 +293,7 @@ def _parse_tool_call(value: Any, where: str) -> ToolCall:
     if isinstance(arguments, str):  # OpenAI sends JSON text; templates want the object
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{where}.function.arguments is not JSON ({error}); give an object"
             ) from None

@@ -1,6 +1,6 @@
 import base64
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -148,6 +148,13 @@ def nested(depth: int) -> Any:
             "not JSON",
         ),
         (
+            {
+                "role": "assistant",
+                "tool_calls": [{"function": {"name": "f", "arguments": "[" * 100_000}}],
+            },
+            "not JSON",
+        ),
+        (
             {"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]},
             r"tool_calls\[0\]\.function\.name is a NoneType",
         ),
@@ -183,6 +190,7 @@ def test_the_place_of_a_mistake_is_named(message: Any, where: str) -> None:
     [
         ({"type": "smell"}, r"content\[0\]\.type is 'smell'; allowed: text, image"),
         ({"text": "a"}, r"content\[0\]\.type is None"),
+        ({"type": ["image"]}, r"content\[0\]\.type is \['image'\]; allowed: text, image"),
         ({"type": "image", "imge": "a.png"}, r"content\[0\]\.imge is unknown; allowed keys: type"),
         (
             {"type": "image_url", "image_url": {"url": "a", "detail": "high"}},
@@ -234,3 +242,5 @@ def test_tools() -> None:
     ):
         with pytest.raises(InputError, match=where):
             parse_tools([tool])
+    with pytest.raises(InputError, match="tools is a int; it must be a list"):
+        parse_tools(cast(Any, 3))

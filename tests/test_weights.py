@@ -415,6 +415,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "header length garbled": (garble_header_length, r"a header of 18,446,744,073,709,551,615"),
     "empty": (empty_file, r"model\.safetensors is no proper safetensors file .*file of 0\)"),
     "unknown dtype": (lambda f: change_dtype(f, "F7_X"), r"has dtype F7_X; known are BOOL"),
+    "dtype no text": (lambda f: change_dtype(f, cast(str, [])), r"has dtype \[\]; known are BOOL"),
+    "metadata": (
+        lambda f: rewrite_header(f, lambda h: h.update(__metadata__={"format": 3})),
+        r"its __metadata__ is not an object of strings",
+    ),
     "other dtype": (lambda f: change_dtype(f, "F64"), r"needs [\d,]+ bytes and has"),
     "no shape": (lambda f: rewrite_header(f, lambda h: first(h).pop("shape")), r"proper shape"),
     "negative": (lambda f: rewrite_header(f, lambda h: first(h).update(shape=[-1])), r"proper sh"),
@@ -482,6 +487,7 @@ INDEX_DAMAGES: dict[str, tuple[Callable[[dict[str, str]], object], str]] = {
     "path": (lambda m: m.update(x="../model.safetensors"), r"x is in '\.\./model\.safetensors'"),
     "absolute": (lambda m: m.update(x="/etc/x.safetensors"), r"in the same folder"),
     "pickle": (lambda m: m.update(x="model.bin"), r"allowed is the name of a \.safetensors file"),
+    "long": (lambda m: m.update(x="a" * 5000 + ".safetensors"), r"x is in 'aaa.*in the same"),
     "no name": (lambda m: m.update(x=cast(str, None)), r"x is in 'None'"),
     "nothing": (lambda m: m.clear(), r"has no weight_map"),
 }

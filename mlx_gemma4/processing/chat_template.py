@@ -53,6 +53,11 @@ class ChatTemplate:
         path = folder / "chat_template.jinja"
         if path.is_file():
             try:
+                if (size := path.stat().st_size) > _MAX_TEMPLATE_BYTES:
+                    raise CheckpointError(
+                        f"{path} has {size:,} bytes; at most {_MAX_TEMPLATE_BYTES:,} are read; "
+                        "fetch it again"
+                    )
                 return cls(path.read_text(encoding="utf-8"), variables, path.name)
             except (OSError, UnicodeDecodeError) as error:
                 raise CheckpointError(f"cannot read {path}: {error}; fetch it again") from None
@@ -61,8 +66,8 @@ class ChatTemplate:
                 continue
             source = read_json(path).get("chat_template")
             if isinstance(source, list):  # several, by name
-                named = {i.get("name"): i.get("template") for i in source if isinstance(i, dict)}
-                source = named.get("default")
+                named = [i for i in source if isinstance(i, dict) and i.get("name") == "default"]
+                source = named[-1].get("template") if named else None
             if isinstance(source, str):
                 return cls(source, variables, f"chat_template in {path.name}")
         return None
@@ -103,23 +108,26 @@ class ChatTemplate:
         ):
             if is_asked and variable not in self.variables:
                 raise InputError(f"{self.name} of this checkpoint knows no {what}; leave it off")
+        from mlx_gemma4.processing.template_budget import budget
+
         pieces: list[str] = []
         length = 0
         try:
-            for piece in self._template.generate(
-                messages=[_as_template_message(message) for message in messages],
-                tools=list(tools) if tools else None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                enable_thinking=thinking,
-                **self._variables,
-            ):
-                length += len(piece)
-                if length > MAX_CHARACTERS:
-                    raise InputError(
-                        f"the prompt is longer than {MAX_CHARACTERS} characters; shorten it"
-                    )
-                pieces.append(piece)
+            with budget(len(messages)):
+                for piece in self._template.generate(
+                    messages=[_as_template_message(message) for message in messages],
+                    tools=list(tools) if tools else None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    enable_thinking=thinking,
+                    **self._variables,
+                ):
+                    length += len(piece)
+                    if length > MAX_CHARACTERS:
+                        raise InputError(
+                            f"the prompt is longer than {MAX_CHARACTERS} characters; shorten it"
+                        )
+                    pieces.append(piece)
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise InputError(f"{self.name} refuses the conversation: {error}") from error
         except (AttributeError, RecursionError, MemoryError) as error:
@@ -130,16 +138,22 @@ class ChatTemplate:
     def _template(self) -> "Template":
         from jinja2 import TemplateSyntaxError
 
+        from mlx_gemma4.processing.template_budget import budget
         from mlx_gemma4.processing.template_sandbox import make_environment
 
         if len(self.source) > _MAX_TEMPLATE_BYTES:
             raise CheckpointError(f"{self.name} is longer than {_MAX_TEMPLATE_BYTES} characters")
         try:
-            return make_environment().from_string(self.source)
+            with budget():  # constants are computed now
+                return make_environment().from_string(self.source)
         except TemplateSyntaxError as error:
             raise CheckpointError(
                 f"{self.name} is broken at line {error.lineno}: {error}; fetch it again"
             ) from error
+        # Python's own limits on what jinja2 makes of it, such as 20 loops in each other; and halves
+        # of surrogate pairs.
+        except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
+            raise CheckpointError(f"{self.name} cannot be compiled: {error}") from error
 
 
 def _as_template_message(message: Message) -> dict[str, Any]:

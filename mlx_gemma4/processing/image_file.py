@@ -22,11 +22,16 @@ if TYPE_CHECKING:  # importing Pillow costs 25 ms, which prompts of text alone n
     from PIL.Image import Image
 
 MAX_PIXELS = 160_000_000
-"""Largest picture that is decoded: 480 MB as RGB, room for the 108-megapixel ones of phones."""
+"""Largest picture that is decoded: 480 MB as RGB, room for the 108-megapixel ones of phones.
+
+With transparency, or of 32 bits, three times 640 MB while it is converted.
+"""
 
 _ALLOWED = "a path, the bytes of a file, a PIL image, or a uint8 array [height, width, 3]"
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_ORIENTATION = 0x0112  # of EXIF
+_BLOCK_ROWS = 256
 _16_BIT_TO_8 = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
@@ -81,7 +86,9 @@ def _upright_rgb(image: "Image", name: str, notes: list[str]) -> LoadedImage:
 
     _check_size(*image.size, name)
     with _decoding(name):
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        if image.getexif().get(_ORIENTATION, 1) != 1:  # else it would be copied
+            image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             image = _eight_bit_grey(image, name, notes)
         image = _to_rgb(image)
@@ -172,10 +179,16 @@ def _eight_bit_grey(image: "Image", name: str, notes: list[str]) -> "Image":
     # Floats and 32-bit integers do not tell their white; these are the usual ones.
     whites = (65535,) if image.mode == "I" else (1, 255, 65535)
     white = next((white for white in whites if low >= 0 and high <= white), None)
+    black = None
     if white is None:
         notes.append(f"{name} has pixels from {low:g} to {high:g}, shown as black to white")
-        values, white = values - np.float64(low), max(high - low, 1e-12)
-    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+        black, white = np.float64(low), max(high - low, 1e-12)
+    grey = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), _BLOCK_ROWS):  # as float64 the whole would take gigabytes
+        block = values[start : start + _BLOCK_ROWS]
+        block = block if black is None else block - black
+        grey[start : start + _BLOCK_ROWS] = np.rint(block * (255 / white))
+    return Image.fromarray(grey)
 
 
 def _to_rgb(image: "Image") -> "Image":
@@ -188,9 +201,8 @@ def _to_rgb(image: "Image") -> "Image":
     if image.mode == "La":  # Pillow knows only this way out of it
         image = image.convert("LA")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image)
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 

@@ -27,6 +27,7 @@ from mlx_gemma4.processing.placement import Placed, as_sources, place_media
 from mlx_gemma4.processing.prompt import encode_prompt, order_media
 from mlx_gemma4.processing.settings import ProcessorSettings
 from mlx_gemma4.processing.tokenizer import Tokenizer
+from mlx_gemma4.processing.video import MAX_SOFT_TOKENS
 
 if TYPE_CHECKING:
     from mlx_gemma4.config import Config
@@ -88,6 +89,7 @@ class Processor:
         settings: The checkpoint's defaults for media.
         has_vision: Whether the model takes pictures and clips.
         has_audio: Whether the model takes sounds.
+        max_tokens: Positions of the model's context: media of more are not read to the end.
     """
 
     def __init__(
@@ -98,12 +100,14 @@ class Processor:
         *,
         has_vision: bool = True,
         has_audio: bool = True,
+        max_tokens: int = MAX_SOFT_TOKENS,
     ) -> None:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.settings = settings or ProcessorSettings()
         self.has_vision = has_vision
         self.has_audio = has_audio
+        self.max_tokens = max_tokens
 
     @classmethod
     def from_folder(cls, folder: str | Path, config: "Config") -> "Processor":
@@ -121,6 +125,7 @@ class Processor:
             ProcessorSettings.from_folder(folder),
             has_vision=config.vision_config is not None,
             has_audio=config.audio_config is not None,
+            max_tokens=config.text_config.max_position_embeddings,
         )
 
     def __call__(self, prompt: Prompt, **options: Unpack[PromptOptions]) -> ModelInputs:
@@ -174,6 +179,7 @@ class Processor:
                 self._check_front_end(Modality.AUDIO)
 
         media: list[Medium] = []
+        num_tokens = 0
         for number, (modality, source) in enumerate(sources, 1):
             name = name_of(source, modality, number)
             if modality is Modality.IMAGE:
@@ -190,6 +196,14 @@ class Processor:
                     with_sound=with_sound,
                 )
             media.append(medium)
+            num_tokens += medium.num_soft_tokens
+            # Here, since the rest would fill the memory before anybody counts tokens.
+            if num_tokens > self.max_tokens:
+                raise InputError(
+                    f"the first {number} of {len(sources)} media have {num_tokens:,} soft tokens, "
+                    f"the model's context {self.max_tokens:,}; give fewer, or give them fewer "
+                    "soft tokens"
+                )
         return media
 
     def _check_front_end(self, modality: Modality) -> None:

@@ -72,7 +72,7 @@ class ProcessorSettings:
             for key, wanted in _FIXED.get(name, _FIXED["image_processor"]).items():
                 if section.get(key) is not None and not _is_same(section[key], wanted):
                     raise ConfigError(
-                        f"{path.name} has {name}.{key} = {section[key]!r}; this project "
+                        f"{path.name} has {name}.{key} = {section[key]!r:.80}; this project "
                         f"implements {wanted!r}, as in Google's checkpoints"
                     )
         return cls(
@@ -90,7 +90,8 @@ def _section(content: Mapping[str, Any], name: str, path: Path) -> Mapping[str, 
 
 
 def _is_same(value: Any, wanted: Any) -> bool:
-    if isinstance(wanted, float) and isinstance(value, int | float):
+    # Not a whole number, which may be beyond every float.
+    if isinstance(wanted, float) and isinstance(value, float):
         return math.isclose(value, wanted, rel_tol=1e-6)
     return value == wanted
 
@@ -99,12 +100,12 @@ def _budget(section: Mapping[str, Any], name: str, default: int) -> int:
     value = section.get("max_soft_tokens", default)
     if value not in SOFT_TOKEN_BUDGETS:
         allowed = ", ".join(map(str, SOFT_TOKEN_BUDGETS))
-        raise ConfigError(f"{name}.max_soft_tokens is {value!r}; allowed: {allowed}")
+        raise ConfigError(f"{name}.max_soft_tokens is {value!r:.80}; allowed: {allowed}")
     return value
 
 
 def _num_frames(section: Mapping[str, Any], default: int) -> int:
     value = section.get("num_frames", default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"video_processor.num_frames is {value!r}; it must be 1 or more")
+        raise ConfigError(f"video_processor.num_frames is {value!r:.80}; it must be 1 or more")
     return value

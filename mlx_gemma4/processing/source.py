@@ -4,6 +4,7 @@ Nothing is ever fetched from the network here: a prompt must not make the machin
 """
 
 import io
+import os
 import re
 from pathlib import Path
 from typing import BinaryIO
@@ -54,6 +55,15 @@ def open_source(
     return path, path.name
 
 
+class _ClippedReader(io.BufferedReader):
+    """A file of which a damaged header may ask more than there is: Python would make room first."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
+        return super().read(size)
+
+
 def open_file(path: Path) -> BinaryIO:
     """Open a file for reading.
 
@@ -61,7 +71,7 @@ def open_file(path: Path) -> BinaryIO:
         InputError: It may not be read.
     """
     try:
-        return path.open("rb")
+        return _ClippedReader(io.FileIO(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 

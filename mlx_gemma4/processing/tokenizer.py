@@ -152,7 +152,9 @@ class Tokenizer:
 
         try:
             backend = Backend.from_file(str(self.path))
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, and worse if it panics
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise CheckpointError(f"cannot read {self.path}: {error}; fetch it again") from None
         backend.no_truncation()  # a file may carry its trainer's settings, which cut text silently
         backend.no_padding()

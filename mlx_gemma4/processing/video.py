@@ -275,9 +275,14 @@ def _video_stream(container: "InputContainer", name: str) -> "VideoStream":
     from av.stream import Disposition
 
     for stream in container.streams.video:
+        # Of a codec that is not known, PyAV has neither a decoder nor a size.
+        if stream.codec_context is None:
+            continue
         if not stream.disposition & Disposition.attached_pic:
             return stream
-    raise InputError(f"{name} holds no moving pictures; pass a video, or pass it as a sound")
+    raise InputError(
+        f"{name} holds no moving pictures that can be decoded; pass a video, or pass it as a sound"
+    )
 
 
 def _upright(frame: "VideoFrame") -> "Image":

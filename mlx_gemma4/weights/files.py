@@ -62,7 +62,8 @@ def _read_index(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; download it again")
     for name, file in weight_map.items():
-        proper = isinstance(file, str) and file.endswith(".safetensors")
+        # A longer name no disk can hold, and asking for it is an error.
+        proper = isinstance(file, str) and file.endswith(".safetensors") and len(file) <= 100
         if not proper or Path(file).name != file or "\\" in file or not file.isprintable():
             raise CheckpointError(
                 f"{index}: {shown(name)} is in {str(file)[:80]!r}; allowed is the name of a "

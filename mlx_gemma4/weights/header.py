@@ -71,6 +71,11 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         raise _corrupt(file, "its header is not JSON") from None
     if not isinstance(header, dict):
         raise _corrupt(file, "its header is not a JSON object")
+    metadata = header.get("__metadata__")
+    if metadata is not None and not (  # MLX writes null
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        raise _corrupt(file, "its __metadata__ is not an object of strings")
     tensors = {
         name: _read_entry(file, name, entry, 8 + length)
         for name, entry in header.items()
@@ -86,7 +91,7 @@ def _read_entry(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
     if not isinstance(entry, dict):
         raise _corrupt(file, f"tensor {tensor} is no object")
     dtype = entry.get("dtype")
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise CheckpointError(
             f"{file}: tensor {tensor} has dtype {str(dtype)[:20]}; known are "
             f"{', '.join(ITEM_BYTES)}; download the file again, or take another conversion"

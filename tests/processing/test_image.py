@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mlx_gemma4.processing.image import (
     pack_patches,
     process_image,
 )
+from mlx_gemma4.processing.source import open_file
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
@@ -48,6 +50,28 @@ def photo(rng: np.random.Generator) -> Image.Image:
 
 def pixel(source: object, x: int = 0, y: int = 0) -> tuple[int, ...]:
     return load_image(source).image.getpixel((x, y))  # pyright: ignore
+
+
+def test_deep_grey_is_scaled_in_little_memory() -> None:
+    image = Image.fromarray(np.linspace(-1e6, 1e6, 1_000_000, dtype=np.float32).reshape(1000, -1))
+    tracemalloc.start()
+    try:
+        loaded = load_image(image)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 4_000_000  # twice the pixels while they are copied, not float64 of all
+    assert np.asarray(loaded.image)[[0, 500, 999], [0, 0, 999], 0].tolist() == [0, 128, 255]
+
+
+def test_a_header_that_asks_for_more_than_there_is(tmp_path: Path) -> None:
+    """Python makes room before it reads, and JPEG 2000 is read by the lengths of its boxes."""
+    (tmp_path / "a").write_bytes(b"few bytes")
+    with open_file(tmp_path / "a") as file:
+        assert file.read(1 << 60) == b"few bytes"
+        assert file.read(1 << 60) == b""
+        file.seek(4)
+        assert file.read() == b"bytes"
 
 
 @pytest.mark.parametrize(

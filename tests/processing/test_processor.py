@@ -17,7 +17,11 @@ from mlx_gemma4.processing.settings import ProcessorSettings
 
 PICTURE = draw_picture("picture 96x48")  # at 70 soft tokens a grid of 11 x 5
 SOUND = draw_sound("sound 1000")
-CONFIG = cast(Any, SimpleNamespace(vision_config=object(), audio_config=object()))
+TEXT_CONFIG = SimpleNamespace(max_position_embeddings=1024)
+CONFIG = cast(
+    Any,
+    SimpleNamespace(vision_config=object(), audio_config=object(), text_config=TEXT_CONFIG),
+)
 
 
 @pytest.fixture
@@ -157,6 +161,13 @@ def test_prompts_that_cannot_be_honoured(
         processor(prompt, **options)
 
 
+def test_media_of_more_soft_tokens_than_the_context(processor: Processor) -> None:
+    """The rest of them is not read: a thousand pictures would fill the memory."""
+    media = [PICTURE] * 18 + [PICTURE, "not read.png"]
+    with pytest.raises(InputError, match=r"first 19 of 20 media have 1,045 .* context 1,024; give"):
+        processor("hi", images=media)
+
+
 def test_a_template_that_drops_a_medium(processor: Processor) -> None:
     """The template of the tests writes no system message that is a list."""
     assert processor.chat_template is not None
@@ -185,8 +196,8 @@ def test_a_misspelt_option_is_no_option(processor: Processor) -> None:
     ],
 )
 def test_a_model_without_that_front_end(tmp_path: Path, options: Any, error: str) -> None:
-    config = cast(Any, SimpleNamespace(vision_config=None, audio_config=None))
-    processor = Processor.from_folder(write_tiny_checkpoint(tmp_path), config)
+    config = SimpleNamespace(vision_config=None, audio_config=None, text_config=TEXT_CONFIG)
+    processor = Processor.from_folder(write_tiny_checkpoint(tmp_path), cast(Any, config))
     with pytest.raises(InputError, match=error):
         processor("hi", **options)
     assert processor("hi").spans == ()

@@ -41,6 +41,7 @@ def test_what_a_checkpoint_may_set(tmp_path: Path) -> None:
         ("image_processor", "patch_size", 14),
         ("image_processor", "image_mean", [0.5, 0.5, 0.5]),
         ("image_processor", "resample", 2),
+        ("image_processor", "rescale_factor", 10**400),
         ("video_processor", "pooling_kernel_size", 2),
         ("video_processor", "num_frames", 0),
         ("video_processor", "num_frames", "8"),

@@ -69,6 +69,17 @@ def test_the_file_is_read_when_needed(tmp_path: Path) -> None:
         tokenizer.encode("hi")
 
 
+def test_a_file_on_which_the_library_panics(tmp_path: Path) -> None:
+    """In Rust, which is no `Exception` in Python."""
+    write_tiny_checkpoint(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["continuing_subword_prefix"] = "longer than any token"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"cannot read .*tokenizer\.json: .*out of range"):
+        Tokenizer.from_folder(tmp_path).encode("hi")
+
+
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)

@@ -203,6 +203,7 @@ def test_without_the_extra(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def broken(path: Path, data_folder: Path) -> dict[str, tuple[object, str]]:
     """Sources that are no clips, each with a part of its message."""
     whole = (data_folder / "clip.mp4").read_bytes()
+    unknown = (data_folder / "demo" / "clip0.mkv").read_bytes().replace(b"V_FFV1", b"V_NONE")
     (path / "text.mp4").write_text("This is no video. " * 50)
     (path / "empty.mp4").write_bytes(b"")
     (path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:3,\nclip.mp4\n#EXT-X-ENDLIST\n")
@@ -214,6 +215,7 @@ def broken(path: Path, data_folder: Path) -> dict[str, tuple[object, str]]:
         "no bytes": (b"", "video is empty (0 bytes)"),
         "cut off": (whole[: len(whole) // 2], "video is not a video that can be read"),
         "sound": (data_folder / "note.m4a", "note.m4a holds no moving pictures"),
+        "unknown codec": (unknown, "video holds no moving pictures that can be decoded"),
         "missing": (path / "nowhere.mp4", "no such file"),
         "folder": (path, "is a folder"),
         "url": ("https://example.org/a.mp4", "download it first"),
@@ -222,7 +224,7 @@ def broken(path: Path, data_folder: Path) -> dict[str, tuple[object, str]]:
 
 
 CASES = ("text", "playlist", "picture", "zero bytes", "no bytes", "cut off", "sound", "missing")
-CASES += ("folder", "url", "type")
+CASES += ("unknown codec", "folder", "url", "type")
 
 
 @pytest.mark.parametrize("case", CASES)
