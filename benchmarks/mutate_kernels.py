@@ -109,18 +109,22 @@ def merge_splits_calls() -> Iterator[Call]:
 
 
 def shared_decode_calls() -> Iterator[Call]:
+    """Every kind of rows; runs of keys of two rows of a batch; scores that are far apart."""
     test = runpy.run_path(str(TESTS / "test_shared_decode.py"))
 
-    def check(starts: list[int], length: int, heads: tuple[int, ...], scale: float) -> None:
-        q, rows, mask, used = test["call"](mx.float32, starts, length, heads)
+    def check(
+        kind: str, starts: list[int], length: int, heads: tuple[int, ...], scale: float
+    ) -> None:
+        q, rows, mask, *rest = test["call"](mx.float32, starts, length, heads, kind)
         first = np.minimum(mask.hi, np.arange(length, dtype=np.int32))
         mask = type(mask)(first, mask.hi, mask.key_positions)
-        arguments = (scale * q, rows, mask, used)
-        truth = test["truth"](scale * q, rows[:, :, :used], mask)
+        arguments = (scale * q, rows, mask, *rest)
+        truth = test["shared_truth"](*arguments)
         assert_as_close(shared_decode.launch(*arguments), shared_decode.define(*arguments), [truth])
 
-    yield lambda: check([300, 5], 3, (4, 2, 256, 128), 1.0)
-    yield lambda: check([37], 3, (6, 1, 256, 128), 30.0)
+    for kind in test["FORMATS"]:
+        yield lambda kind=kind: check(kind, [300, 5], 3, (4, 2, 256, 128), 1.0)
+    yield lambda: check("shared_decode", [37], 3, (6, 1, 256, 128), 30.0)
 
 
 def quantized_matvec_calls() -> Iterator[Call]:

@@ -11,6 +11,7 @@ from random_checkpoint import SIZES, Size, build_config
 import mlx_gemma4.cache.shared
 import mlx_gemma4.cache.sliding
 import mlx_gemma4.kernels.interval_attention
+import mlx_gemma4.kernels.online_attention
 import mlx_gemma4.model.gemma4
 from mlx_gemma4.cache import SlidingCache
 from mlx_gemma4.config import Config, QuantizationSettings, TextConfig
@@ -35,7 +36,7 @@ from mlx_gemma4.memory import (
     plan_memory,
     workspace_bytes,
 )
-from mlx_gemma4.model.gemma4 import Gemma4
+from mlx_gemma4.model.gemma4 import Gemma4, KVRows
 
 MAC = MemoryLimit(12_713_115_648, "the GPU of this Mac can use")  # of one with 16 GB
 WEIGHTS_BYTES = 23_919_460_448  # of the 12B in bfloat16
@@ -63,15 +64,20 @@ def test_the_12b_needs_320_kib_a_token_in_sliding_layers_and_10_in_global_ones(
 
 
 @pytest.mark.parametrize("num_tokens", [1, 31, 256, 257, 1000])
-def test_cache_bytes_are_those_that_caches_allocate(num_tokens: int) -> None:
+@pytest.mark.parametrize("kv_rows", ["shared", "value"])
+@pytest.mark.parametrize("kv_bits", [16, 8])
+def test_cache_bytes_are_those_that_caches_allocate(
+    num_tokens: int, kv_bits: int, kv_rows: KVRows
+) -> None:
     config = config_of(Size(64, 128, 6, 4, 2, 64, 128, 300, 1024))
     text = config.text_config
-    cache = Gemma4(config).make_cache()
+    cache = Gemma4(config).make_cache(kv_bits=kv_bits, kv_rows=kv_rows)
     for index, layer_cache in enumerate(cache):
         dims = 2 * 64 if isinstance(layer_cache, SlidingCache) else 128 + 32
         rows = mx.zeros((1, text.num_key_value_heads_of(index), num_tokens, dims), mx.bfloat16)
         layer_cache.update_and_fetch(rows)
-    assert cache_bytes(text, num_tokens, 2) == sum(layer_cache.nbytes for layer_cache in cache)
+    allocated = sum(layer_cache.nbytes for layer_cache in cache)
+    assert cache_bytes(text, num_tokens, 2, kv_bits, kv_rows) == allocated
 
 
 def test_constants_are_those_of_the_modules_that_allocate() -> None:
@@ -82,6 +88,8 @@ def test_constants_are_those_of_the_modules_that_allocate() -> None:
     assert arrays._SCORE_BLOCK_BYTES == attention.SCORE_BLOCK_BYTES
     assert arrays._MIN_BLOCK_QUERIES == attention.MIN_BLOCK_QUERIES
     assert arrays._INTERVALS_PER_BLOCK == attention._INTERVALS_PER_BLOCK
+    assert arrays._UNPACKED_BYTES == mlx_gemma4.kernels.online_attention.BLOCK_BYTES
+    assert arrays._UNPACKED_QUERIES == mlx_gemma4.kernels.online_attention.BLOCK_QUERIES
     vision = config_of(SIZES["real"]).vision_config
     assert vision is not None
     assert vision.patch_dim == arrays._PATCH_DIM
@@ -242,6 +250,33 @@ def test_a_refusal_has_the_sum_and_the_way_out(text: TextConfig) -> None:
     assert "--quantize 8" not in message  # would not fit either
     assert "a context of" not in message
     assert "a smaller checkpoint" in message
+
+
+def test_smaller_rows_are_a_way_out(text: TextConfig) -> None:
+    compact = plan_memory(text, 10**9, 131_072, 2, Reading(256, is_cpu=False, kv_bits=8))
+    limit = MemoryLimit(compact.total_bytes, "this machine can hold")
+    with pytest.raises(MemoryLimitError, match=r"what would help: --kv-bits 8 \("):
+        check_memory(
+            text, 10**9, 131_072, item_bytes=2, limit=limit, reading=Reading(256, is_cpu=False)
+        )
+
+
+@pytest.mark.parametrize(
+    ("kv_bits", "kv_rows", "kib_a_token", "total_gib"),
+    [
+        (16, "shared", 10, 2.82),
+        (16, "value", 8, 2.32),
+        (8, "shared", 5.03, 1.57),
+        (8, "value", 4.02, 1.32),
+    ],
+)
+def test_bytes_of_a_whole_context(
+    text: TextConfig, kv_bits: int, kv_rows: str, kib_a_token: float, total_gib: float
+) -> None:
+    total = cache_bytes(text, 262_144, 2, kv_bits, kv_rows)
+    a_token = (total - cache_bytes(text, 131_072, 2, kv_bits, kv_rows)) / 131_072
+    assert a_token / 1024 == pytest.approx(kib_a_token, abs=0.01)
+    assert total / 2**30 == pytest.approx(total_gib, abs=0.01)
 
 
 def test_a_shorter_context_is_a_way_out_where_it_fits(text: TextConfig) -> None:

@@ -1,38 +1,47 @@
 // shared_decode: softmax(q . k[lo..hi]) v[lo..hi] over rows that hold key and value at once.
 //
 // in        q  [B, H, L, DH] T, rotated dimensions first
-//           rows  [B, K, slots, DH + ROTATED] T: row of position p is slot p; its key is row[:DH], its
-//           value is row[ROTATED:]
+//           rows  [B, K, slots, ROW_VALUES] R: row of position p is slot p.  HAS_KEYS: DH + ROTATED
+//           values, the key is row[:DH], the value is row[ROTATED:]; else DH, the value is the row,
+//           and the key's rotated part is that of the value, times k_weight, rotated
+//           scales  HAS_SCALES: [B, K, slots, 2 or 1] T, of the stored rotated key, and of the value;
+//           else not read
+//           k_weight  [ROTATED] T    periods  [ROTATED / 2] float32: 1 / radians a position
 //           intervals  [B * L * 2, at least 8] int32: first and last visible position of each query
 //           params  [8] int32: H, K, L, slots, splits
 // out       out  DIRECT: [B, H, L, DH] T; else [B, K, splits, rows, DH] float32, to be merged
 //           state  [B, K, splits, rows, 2] float32: largest score (base 2) and sum of weights
-// template  T: float16 | bfloat16 | float32; DH - ROTATED and ROTATED: multiples of 128; DIRECT: there
-//           is one split and nothing to merge; OUT: T if DIRECT, else float32
+// template  T: float16 | bfloat16 | float32; R: T, or int8 with HAS_SCALES; DH - ROTATED and ROTATED:
+//           multiples of 128; HAS_KEYS, HAS_SCALES: see rows and scales; DIRECT: there is one split
+//           and nothing to merge; OUT: T if DIRECT, else float32
 // grid      (256 * tiles, K * splits, B), threadgroup (256, 1, 1): 16 query rows of one key head, a
 //           run of its keys; rows = L * H / K, the query heads of a position together
-// math      products of float32 fragments, float32 sums; online softmax in base 2, once in 16 keys
-// moves     keys * (DH + ROTATED) * sizeof(T) bytes a tile of rows: each value is read once, as key and
-//           as value
+// math      products of float32 fragments, float32 sums; online softmax in base 2, once in 16 keys;
+//           sin and cos precise, since angles reach 262143 radians, rounded as in MLX's rope
+// moves     keys * ROW_VALUES * sizeof(R) bytes a tile of rows, and the scales: each value is read
+//           once, as key and as value
 // source    flash decoding; that one row serves both follows from Gemma 4's global layers, where key
-//           and value are one normalised vector
+//           and value are one normalised vector; rope after MLX's rope.metal
 //
 // Eight simdgroups share the dimensions: each has an eighth of the rotated key, of the plain part
 // (key and value), and of the rotated value.  It makes its share of every score; these are summed
 // through threadgroup memory; it ends with its columns of the result.  Fragments come straight from
 // device memory: a lane reads runs of a row, so dimensions stand in fragments in another order than
-// in memory, the same in queries, keys, and results.
+// in memory, the same in queries, keys, and results.  Of the rotated ones a lane has both of a pair.
 #include "fragment.h"
 
-typedef vec<T, 4> T4;
+typedef vec<R, 2> R2;
+typedef vec<R, 4> R4;
 constexpr uint SIMDGROUPS = 8;
 constexpr uint ROWS = 16;
 constexpr uint KEYS = 16;
-constexpr uint ROW_VALUES = DH + ROTATED;
+constexpr uint VALUE = HAS_KEYS ? ROTATED : 0;  // where the value begins in a row
+constexpr uint ROW_VALUES = VALUE + DH;
+constexpr uint NUM_SCALES = HAS_KEYS ? 2 : 1;
 constexpr uint PLAIN_QUADS = (DH - ROTATED) / (4 * 4 * SIMDGROUPS);  // of a lane, in one row
-constexpr uint ROTATED_QUADS = ROTATED / (4 * 4 * SIMDGROUPS);
 constexpr uint PLAIN = 2 * PLAIN_QUADS;       // fragments
-constexpr uint TURNED = 2 * ROTATED_QUADS;    // fragments of the rotated key, and of the value
+constexpr uint TURNED = ROTATED / (8 * SIMDGROUPS);  // fragments of the rotated key, and of the value
+constexpr uint PAIRS = TURNED / 2;            // the first of rotated pairs; then the second ones
 constexpr uint COLUMNS = PLAIN + TURNED;
 constexpr uint PITCH = ROWS + 1;              // of scores in threadgroup memory: against bank conflicts
 
@@ -65,15 +74,15 @@ const int end = min(begin + share, last + 1);
 
 // Where fragment f, dimension d of this simdgroup stands in a query or key, and in a value.
 const uint plain_start = simdgroup * 8 * PLAIN;
-const uint turned_start = simdgroup * 8 * TURNED;
+const uint turned_start = simdgroup * 8 * PAIRS;
 
 Fragment queries[COLUMNS][2];  // [dimension, row]
 Fragment sums[2][COLUMNS];     // [row, dimension]
 for (uint f = 0; f < COLUMNS; ++f) {
   const bool is_plain = f < PLAIN;
-  const uint run = fragment_y / 2 * (is_plain ? 2 * PLAIN : 2 * TURNED);
-  const uint at = (is_plain ? ROTATED + plain_start + 2 * f : turned_start + 2 * (f - PLAIN)) + run
-      + fragment_y % 2;
+  const uint run = fragment_y / 2 * 2 * (is_plain ? PLAIN : PAIRS);
+  const uint pair_start = turned_start + 2 * ((f - PLAIN) % PAIRS) + (f - PLAIN) / PAIRS * ROTATED / 2;
+  const uint at = (is_plain ? ROTATED + plain_start + 2 * f : pair_start) + run + fragment_y % 2;
   for (uint r = 0; r < 2; ++r) {
     float2 pair;
     for (uint e = 0; e < 2; ++e) {
@@ -83,6 +92,21 @@ for (uint f = 0; f < COLUMNS; ++f) {
     }
     elements(queries[f][r]) = pair;
     elements(sums[r][f]) = float2(0.0f);
+  }
+}
+
+// Of this lane's pairs: radians a position, and k_weight of both.
+const uint turned_run = turned_start + fragment_x / 2 * 2 * PAIRS;
+float2 frequencies[PAIRS];
+float2 pair_weights[2][PAIRS];
+if (!HAS_KEYS) {
+  for (uint i = 0; i < PAIRS; ++i) {
+    const uint at = turned_run + 2 * i;
+    frequencies[i] = 1.0f / float2(periods[at], periods[at + 1]);
+    for (uint half_of = 0; half_of < 2; ++half_of) {
+      const device T* from = k_weight + half_of * ROTATED / 2 + at;
+      pair_weights[half_of][i] = float2(float(from[0]), float(from[1]));
+    }
   }
 }
 
@@ -100,7 +124,8 @@ const int hi = is_row ? intervals[query + 1] : -1;
 float largest = -1e30f;  // not infinite: a difference of two of them must not be NaN
 float total = 0.0f;
 
-const device T* head_rows = rows + size_t(head) * slots * ROW_VALUES;
+const device R* head_rows = rows + size_t(head) * slots * ROW_VALUES;
+const device T* head_scales = scales + (HAS_SCALES ? size_t(head) * slots * NUM_SCALES : 0);
 for (int base = begin; base < end; base += int(KEYS)) {
   // [key, dimension]: plain, rotated key, rotated value.
   Fragment plain[2][PLAIN];
@@ -109,23 +134,38 @@ for (int base = begin; base < end; base += int(KEYS)) {
   for (uint k = 0; k < 2; ++k) {
     // Past the end the last key is read again; its weight there is 0.
     const int position = min(base + int(8 * k + fragment_y), end - 1);
-    const device T* row = head_rows + size_t(position) * ROW_VALUES;
+    const device R* row = head_rows + size_t(position) * ROW_VALUES;
+    float key_scale = 1.0f;
+    float value_scale = 1.0f;
+    if (HAS_SCALES) {
+      key_scale = float(head_scales[size_t(position) * NUM_SCALES]);
+      value_scale = float(head_scales[size_t(position) * NUM_SCALES + NUM_SCALES - 1]);
+    }
     const uint run = fragment_x / 2;
-    const device T4* from = (const device T4*)(row + ROTATED + plain_start + run * 2 * PLAIN);
+    const device R4* from = (const device R4*)(row + VALUE + plain_start + run * 2 * PLAIN);
     for (uint i = 0; i < PLAIN_QUADS; ++i) {
-      const float4 quad = float4(from[i]);
+      const float4 quad = float4(from[i]) * value_scale;
       elements(plain[k][2 * i]) = quad.xy;
       elements(plain[k][2 * i + 1]) = quad.zw;
     }
-    const device T4* key_from = (const device T4*)(row + turned_start + run * 2 * TURNED);
-    const device T4* value_from = (const device T4*)(row + DH + turned_start + run * 2 * TURNED);
-    for (uint i = 0; i < ROTATED_QUADS; ++i) {
-      const float4 key = float4(key_from[i]);
-      elements(key_turned[k][2 * i]) = key.xy;
-      elements(key_turned[k][2 * i + 1]) = key.zw;
-      const float4 value = float4(value_from[i]);
-      elements(value_turned[k][2 * i]) = value.xy;
-      elements(value_turned[k][2 * i + 1]) = value.zw;
+    for (uint i = 0; i < TURNED; ++i) {
+      const uint at = turned_run + 2 * (i % PAIRS) + i / PAIRS * ROTATED / 2;
+      const device R* value_from = row + VALUE + DH - ROTATED + at;
+      elements(value_turned[k][i]) = float2(*(const device R2*)value_from) * value_scale;
+      if (HAS_KEYS) {
+        elements(key_turned[k][i]) = float2(*(const device R2*)(row + at)) * key_scale;
+      }
+    }
+    if (!HAS_KEYS) {
+      for (uint i = 0; i < PAIRS; ++i) {
+        const float2 angle = float(position) * frequencies[i];
+        const float2 c = float2(precise::cos(angle.x), precise::cos(angle.y));
+        const float2 s = float2(precise::sin(angle.x), precise::sin(angle.y));
+        const float2 first_of = elements(value_turned[k][i]) * pair_weights[0][i];
+        const float2 second_of = elements(value_turned[k][PAIRS + i]) * pair_weights[1][i];
+        elements(key_turned[k][i]) = first_of * c - second_of * s;
+        elements(key_turned[k][PAIRS + i]) = first_of * s + second_of * c;
+      }
     }
     for (uint r = 0; r < 2; ++r) {
       Fragment score;
@@ -209,9 +249,9 @@ for (uint r = 0; r < 2; ++r) {
   const float divisor = DIRECT ? factors[8 * r + fragment_y] : 1.0f;
   for (uint f = 0; f < COLUMNS; ++f) {
     const bool is_plain = f < PLAIN;
-    const uint run = fragment_x / 2 * (is_plain ? 2 * PLAIN : 2 * TURNED);
-    const uint at = (is_plain ? plain_start + 2 * f : DH - ROTATED + turned_start + 2 * (f - PLAIN))
-        + run;
+    const uint pair_at = turned_run + 2 * ((f - PLAIN) % PAIRS) + (f - PLAIN) / PAIRS * ROTATED / 2;
+    const uint plain_at = plain_start + 2 * f + fragment_x / 2 * 2 * PLAIN;
+    const uint at = is_plain ? plain_at : DH - ROTATED + pair_at;
     out[to + at] = OUT(elements(sums[r][f]).x / divisor);
     out[to + at + 1] = OUT(elements(sums[r][f]).y / divisor);
   }

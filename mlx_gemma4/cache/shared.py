@@ -3,12 +3,18 @@
 In global layers key and value come from one normalised vector n: V = n, K = RoPE(n * k_norm).  Only
 the rotated dimensions differ once k_norm's weight on the others is folded into the query, so a row
 [K_rotated | n_plain | n_rotated] holds both: 640 values instead of 1,024 at the 12B's sizes.
+`RowFormat` has smaller ones.
 """
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_gemma4.kernels.shared_rows import RowFormat, SharedRows
+
+# Slots are allocated in steps.  A buffer that is full grows by an eighth, so that all its copies
+# together are some nine times its rows, and not hundreds of times as with steps of one size.
 GROWTH = 256
+_SHARE = 8
 
 
 class SharedCache:
@@ -16,13 +22,19 @@ class SharedCache:
 
     Attributes:
         offset: Positions seen so far, the position of the next token.
-        rows: [B, K, allocated, Dh + rotated]; None while empty.
+        row_format: How rows are kept.
+        context_tokens: Positions that are planned: as long as they suffice, no more are allocated.
+        state: Arrays to evaluate or to save, [B, K, allocated, ...] each: rows, and the scales of
+            int8 ones; empty before the first position.  What was saved is put back by setting this
+            and `offset`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, row_format: RowFormat | None = None, context_tokens: int = 0) -> None:
         """Set up an empty cache."""
         self.offset = 0
-        self.rows: mx.array | None = None
+        self.row_format = row_format or RowFormat()
+        self.context_tokens = context_tokens
+        self.state: list[mx.array] = []
 
     def key_positions(self, length: int) -> np.ndarray:
         """Return the positions of the rows in use after `update_and_fetch`, [S] int32.
@@ -32,25 +44,20 @@ class SharedCache:
         """
         return np.arange(self.offset + length, dtype=np.int32)
 
-    def update_and_fetch(self, rows: mx.array) -> mx.array:
-        """Add the rows of new positions; return the whole buffer, of which `offset` rows are used.
+    def update_and_fetch(self, rows: mx.array) -> SharedRows:
+        """Add the rows of new positions; return all.
 
         Args:
-            rows: [B, K, L, Dh + rotated] of positions offset..offset + L.
-
-        Returns:
-            [B, K, allocated, Dh + rotated]; slot p holds position p.
+            rows: [B, K, L, rotated + Dh] of positions offset..offset + L.
         """
-        B, K, L, D = rows.shape
-        start, end = self.offset, self.offset + L
-        have = 0 if self.rows is None else self.rows.shape[2]
-        if have < end:
-            fresh = mx.zeros((B, K, -(-(end - have) // GROWTH) * GROWTH, D), rows.dtype)
-            self.rows = fresh if self.rows is None else mx.concatenate([self.rows, fresh], axis=2)
-        assert self.rows is not None
-        self.rows[:, :, start:end] = rows
+        start, end = self.offset, self.offset + rows.shape[2]
+        parts = self.row_format.pack(rows)
+        self._allocate(parts, end)
+        for array, part in zip(self.state, parts, strict=True):
+            array[:, :, start:end] = part
         self.offset = end
-        return self.rows
+        buffer, *scales = self.state
+        return SharedRows(buffer, scales[0] if scales else None, end)
 
     def is_trimmable(self, count: int) -> bool:
         """Whether the last `count` positions can be undone."""
@@ -69,9 +76,20 @@ class SharedCache:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return 0 if self.rows is None else self.rows.nbytes
+        return sum(array.nbytes for array in self.state)
 
-    @property
-    def state(self) -> list[mx.array]:
-        """Arrays to evaluate, or to save."""
-        return [] if self.rows is None else [self.rows]
+    def _allocate(self, parts: list[mx.array], end: int) -> None:
+        """Have room for `end` positions of arrays like `parts`."""
+        have = self.state[0].shape[2] if self.state else 0
+        if have >= end:
+            return
+        wanted = have + have // _SHARE
+        if end <= self.context_tokens:
+            wanted = min(wanted, self.context_tokens)
+        more = -(-max(end, wanted) // GROWTH) * GROWTH - have
+        fresh = [mx.zeros((*part.shape[:2], more, part.shape[3]), part.dtype) for part in parts]
+        self.state = (
+            [mx.concatenate([old, new], axis=2) for old, new in zip(self.state, fresh, strict=True)]
+            if self.state
+            else fresh
+        )

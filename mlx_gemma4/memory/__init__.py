@@ -15,6 +15,7 @@ from mlx_gemma4.memory.machine import (
     machine_limit,
 )
 from mlx_gemma4.memory.plan import (
+    COMPACT_KV_BITS,
     DEFAULT_CONTEXT,
     WORKSPACE_BYTES,
     MemoryPlan,
@@ -27,6 +28,7 @@ from mlx_gemma4.memory.plan import (
 from mlx_gemma4.memory.units import format_bytes
 
 __all__ = [
+    "COMPACT_KV_BITS",
     "DEFAULT_CONTEXT",
     "PREFILL_STEPS",
     "WORKSPACE_BYTES",

@@ -18,6 +18,9 @@ _RING_SLACK = 16
 _SCORE_BLOCK_BYTES = 64 << 20
 _MIN_BLOCK_QUERIES = 128
 _INTERVALS_PER_BLOCK = 8
+# Scores, keys, and values of a block of rows that must be unpacked, how many of these MLX has at
+# once, and the queries that share one.
+_UNPACKED_BYTES, _UNPACKED_AHEAD, _UNPACKED_QUERIES = 16 << 20, 9, 256
 
 # Numbers in a patch of 48 x 48 pixels.
 _PATCH_DIM = 48 * 48 * 3
@@ -32,12 +35,16 @@ class Reading:
         longest_picture: Soft tokens of the largest picture, which no chunk cuts.
         pixel_tokens: Soft tokens that come from pixels, in the whole prompt.
         is_cpu: Attention copies keys and values there, and its softmax is a float32 array.
+        kv_bits: Of global layers' rows in the cache: 16 is the dtype of activations, 8 is int8.
+        kv_rows: What these rows are: "shared", or "value" for values alone.
     """
 
     prefill_step_size: int = PREFILL_STEPS[0]
     longest_picture: int = 0
     pixel_tokens: int = 0
     is_cpu: bool = True
+    kv_bits: int = 16
+    kv_rows: str = "shared"
 
     def chunk(self, context_tokens: int) -> int:
         """Return the positions of the longest chunk."""
@@ -64,7 +71,13 @@ def parameter_bytes(
     return count * settings.bits // 8 + count // settings.group_size * group_bytes
 
 
-def cache_bytes(text: TextConfig, context_tokens: int, item_bytes: int) -> int:
+def cache_bytes(
+    text: TextConfig,
+    context_tokens: int,
+    item_bytes: int,
+    kv_bits: int = 16,
+    kv_rows: str = "shared",
+) -> int:
     """Return the bytes of keys and values after `context_tokens` positions.
 
     On the 12B in bfloat16 this is 320 KiB a token for the sliding layers, up to their window, and
@@ -74,6 +87,8 @@ def cache_bytes(text: TextConfig, context_tokens: int, item_bytes: int) -> int:
         text: Of the decoder.
         context_tokens: Positions in the cache.
         item_bytes: Of one activation: 2 for bfloat16, 4 for float32.
+        kv_bits: See `Reading`.
+        kv_rows: See `Reading`.
     """
     allocated = -(-context_tokens // CACHE_GROWTH) * CACHE_GROWTH
     total = 0
@@ -83,8 +98,18 @@ def cache_bytes(text: TextConfig, context_tokens: int, item_bytes: int) -> int:
             rows = min(allocated, text.sliding_window + _RING_SLACK)
             total += rows * heads * 2 * text.head_dim * item_bytes
             continue
-        total += allocated * heads * _global_row_dims(text) * item_bytes
+        total += allocated * heads * global_row_bytes(text, item_bytes, kv_bits, kv_rows)
     return total
+
+
+def global_row_bytes(
+    text: TextConfig, item_bytes: int, kv_bits: int = 16, kv_rows: str = "shared"
+) -> int:
+    """Return the bytes of a position in a key head of a global layer."""
+    has_keys = kv_rows == "shared"
+    dims = _shared_row_dims(text) if has_keys else text.global_head_dim
+    # int8 has a scale for the value, and one for the rotated key.
+    return dims * item_bytes if kv_bits == 16 else dims + (1 + has_keys) * item_bytes
 
 
 def workspace_bytes(
@@ -160,11 +185,11 @@ class _Attention:
         text: TextConfig,
         index: int,
         context_tokens: int,
-        chunk: int,
         item_bytes: int,
-        is_cpu: bool,
+        reading: Reading,
     ) -> "_Attention":
-        """Return them for the last `chunk` of `context_tokens` positions."""
+        """Return them for the last chunk of `context_tokens` positions."""
+        is_cpu, chunk = reading.is_cpu, reading.chunk(context_tokens)
         heads, dims = text.num_attention_heads, text.head_dim_of(index)
         key_heads, past = text.num_key_value_heads_of(index), context_tokens - chunk
         is_sliding, window = text.is_sliding(index), text.sliding_window
@@ -174,18 +199,34 @@ class _Attention:
         rows = max(_MIN_BLOCK_QUERIES, longest // _INTERVALS_PER_BLOCK)
         rows = max(1, min(chunk, rows, _SCORE_BLOCK_BYTES // (4 * heads * keys)))
         seen = min(keys, longest + rows)  # keys of the last block
-        row_bytes = (2 * dims if is_sliding else _global_row_dims(text)) * key_heads * item_bytes
+        row_bytes = (2 * dims if is_sliding else _shared_row_dims(text)) * key_heads * item_bytes
         # In bfloat16 the CPU has scores and weights in that dtype, and both in float32 between.
         scores = heads * rows * seen
         block = 2 * scores * item_bytes + 2 * heads * rows * dims * item_bytes
         if is_cpu and item_bytes != 4:
             block += 2 * 4 * scores
         ring = (window + _RING_SLACK) * row_bytes
-        copied = (keys * row_bytes + ring if is_sliding else past * row_bytes) if past else 0
+        kept = global_row_bytes(text, item_bytes, reading.kv_bits, reading.kv_rows) * key_heads
+        copied = (keys * row_bytes + ring if is_sliding else past * kept) if past else 0
         visible = seen if is_sliding else past + (chunk + rows) // 2
+        is_unpacked = is_sliding or (reading.kv_bits, reading.kv_rows) == (16, "shared")
+        block_keys = _UNPACKED_BYTES // (
+            4 * heads * min(chunk, _UNPACKED_QUERIES) + 2 * key_heads * dims * item_bytes
+        )
+        if not is_unpacked and keys > block_keys:
+            return cls(
+                query_bytes=heads * dims * chunk * item_bytes,
+                key_value_bytes=chunk * row_bytes,
+                cache_copy_bytes=copied,
+                block_bytes=_UNPACKED_AHEAD * _UNPACKED_BYTES,
+                key_copy_bytes=0,
+                score_bytes=_UNPACKED_BYTES,
+                mask_bytes=0,
+            )
+        unpacked = 0 if is_unpacked else 2 * keys * key_heads * dims * item_bytes
         return cls(
             query_bytes=heads * dims * chunk * item_bytes,
-            key_value_bytes=chunk * row_bytes,
+            key_value_bytes=chunk * row_bytes + unpacked,
             cache_copy_bytes=copied,
             block_bytes=block,
             key_copy_bytes=2 * seen * key_heads * dims * item_bytes if is_cpu else 0,
@@ -203,15 +244,14 @@ def _attention_layers(
             text,
             text.layer_types.index(layer_type),
             context_tokens,
-            reading.chunk(context_tokens),
             item_bytes,
-            reading.is_cpu,
+            reading,
         )
         for layer_type in sorted(set(text.layer_types))
     ]
 
 
-def _global_row_dims(text: TextConfig) -> int:
+def _shared_row_dims(text: TextConfig) -> int:
     """Return the dimensions of a global layer's row, [rotated | plain | rotated].
 
     Key and value share the plain ones.

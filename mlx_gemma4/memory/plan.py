@@ -24,6 +24,9 @@ from mlx_gemma4.memory.units import format_bytes
 # Context that loading makes room for; a longer prompt is checked again when it is there.
 DEFAULT_CONTEXT = 4096
 
+# Of global layers' rows where memory is short; see `Reading`.
+COMPACT_KV_BITS = 8
+
 # Temporary memory of prefill that a chunk size is chosen for, unless less is there.
 WORKSPACE_BYTES = 512 << 20
 
@@ -77,7 +80,7 @@ def plan_memory(
     reading = reading or Reading()
     return MemoryPlan(
         weights_bytes,
-        cache_bytes(text, context_tokens, item_bytes),
+        cache_bytes(text, context_tokens, item_bytes, reading.kv_bits, reading.kv_rows),
         workspace_bytes(text, context_tokens, item_bytes, reading),
         context_tokens,
         drafter_bytes,
@@ -196,6 +199,9 @@ def check_memory(
             if shorter.total_bytes <= limit.limit_bytes:
                 alternatives[f"--prefill-step-size {step}"] = shorter.total_bytes
                 break
+    if reading.kv_bits != COMPACT_KV_BITS:
+        compact = replace(reading, kv_bits=COMPACT_KV_BITS)
+        alternatives[f"--kv-bits {COMPACT_KV_BITS}"] = plan_with(weights_bytes, compact).total_bytes
     ways = [
         f"{option} ({format_bytes(total_bytes)} in all)"
         for option, total_bytes in alternatives.items()

@@ -122,7 +122,9 @@ class GlobalAttention(nn.Module):
             out = interval_attention(q, k, v, mask)
         else:
             assert isinstance(cache, SharedCache)
-            out = shared_attention(q, cache.update_and_fetch(rows), mask, cache.offset)
+            out = shared_attention(
+                q, cache.update_and_fetch(rows), mask, self.k_norm.weight, self._rope.periods
+            )
         return self.o_proj(out.swapaxes(1, 2).reshape(B, L, -1))
 
 

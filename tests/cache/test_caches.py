@@ -16,7 +16,7 @@ def read(cache, count):
     start = cache.offset
     positions = cache.key_positions(count)
     rows = cache.update_and_fetch(rows_at(np.arange(start, start + count)))
-    rows = rows.fetch() if isinstance(cache, SlidingCache) else rows[:, :, : cache.offset]
+    rows = rows.fetch() if isinstance(cache, SlidingCache) else rows.rows[:, :, : rows.used]
     assert rows.shape[2] == len(positions)
     assert positions.dtype == np.int32
     values = np.array(rows)

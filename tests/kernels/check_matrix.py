@@ -25,7 +25,7 @@ from pairwise import Choice, cover_pairs
 from quantized_truth import FORMATS
 from ring_calls import SCORES, RingCall
 
-from mlx_gemma4.kernels import qkv_norm_rope, residual_norms
+from mlx_gemma4.kernels import qkv_norm_rope, residual_norms, shared_decode
 from mlx_gemma4.kernels.kernel import dtype_name
 
 SHORT, LONG = (1, 2, 7, 31, 32, 33), (1023, 1024, 1025, 2500)
@@ -150,6 +150,23 @@ def norm_checks() -> Iterator[Check]:
             yield Check("qkv_norm_rope", label, lambda a=arguments: check(*a))
 
 
+def shared_checks() -> Iterator[Check]:
+    """Every kind of rows around a tile of 16 keys and of 16 query rows; split keys; the 12B."""
+    test = runpy.run_path(str(Path(__file__).parent / "test_shared_decode.py"))
+
+    def check(*arguments: Any) -> None:
+        call = test["call"](*arguments)
+        truth = test["shared_truth"](*call)
+        assert_as_close(shared_decode.launch(*call), shared_decode.define(*call), [truth])
+
+    small = product([[0], [15], [16], [31], [130], [300, 5]], (1, 2, 3, 8, 16), test["HEADS"][1:])
+    calls = [*small, *(([1030], length, (16, 1, 512, 128)) for length in (1, 8))]
+    for dtype, kind, (starts, length, heads) in product(DTYPES, test["FORMATS"], calls):
+        label = f"{kind}, {dtype_name(dtype)}, {length} at {starts}, heads {heads}"
+        arguments = (dtype, starts, length, heads, kind)
+        yield Check("shared_decode", label, lambda a=arguments: check(*a))
+
+
 def quantized_checks() -> Iterator[Check]:
     """Every number of rows of x in every format: few rows of W, and the 12B's widths."""
     folder = Path(__file__).parent
@@ -184,6 +201,7 @@ PARTS = {
     "tall-decode": tall_decode_checks,
     "tall-tiles": tall_tiles_checks,
     "tiles": tiles_checks,
+    "shared": shared_checks,
     "quantized": quantized_checks,
 }
 
