@@ -4,7 +4,7 @@ import sys
 
 import mlx.core as mx
 
-from mlx_gemma4.cache import PromptCache
+from mlx_gemma4.cache import PromptCache, SharedCache
 from mlx_gemma4.errors import InputError, OptionError
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.memory import (
@@ -54,6 +54,8 @@ def plan_reading(
         longest_picture=max((span.length for span in inputs.spans if span.is_block), default=0),
         pixel_tokens=inputs.num_patches,
         is_cpu=computes_on_cpu(),
+        kv_bits=model.kv_bits,
+        kv_rows=model.kv_rows,
     )
     if prefill_step_size is None:
         limit_bytes = limit.limit_bytes if limit else sys.maxsize
@@ -91,8 +93,20 @@ def memory_context(model: Gemma4, prompt_cache: PromptCache) -> int:
         _other_bytes(model, prompt_cache),
         model.memory_limit.limit_bytes,
         model.dtype.size,
-        Reading(PREFILL_STEPS[-1], is_cpu=computes_on_cpu()),
+        Reading(
+            PREFILL_STEPS[-1],
+            is_cpu=computes_on_cpu(),
+            kv_bits=model.kv_bits,
+            kv_rows=model.kv_rows,
+        ),
     )
+
+
+def reserve(prompt_cache: PromptCache, context_tokens: int) -> None:
+    """Let caches that grow ahead of what they hold do so up to a context, and no further."""
+    for layer_cache in prompt_cache:
+        if isinstance(layer_cache, SharedCache):
+            layer_cache.context_tokens = context_tokens
 
 
 def _check_length(inputs: ModelInputs, prompt_cache: PromptCache, context: int) -> int:

@@ -1,5 +1,6 @@
 """The decoder: scaled embeddings, layers of attention and feed-forward, a final norm."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import mlx.core as mx
@@ -144,25 +145,25 @@ class LanguageModel(nn.Module):
         self,
         x: mx.array,
         masks: dict[str, IntervalMask],
-        offset: int,
+        offsets: Sequence[int],
         cache: PromptCache | None,
     ) -> mx.array:
         """Map embeddings x [B, L, D] to normed hidden states [B, L, D].
 
         Args:
-            x: Of positions offset..offset + L.
+            x: Of positions offset..offset + L of each row.
             masks: By layer type.
-            offset: Positions already in the cache.
+            offsets: Positions of each row that are already in the cache.
             cache: One a layer; updated.
         """
-        offsets = pack_offsets([offset] * x.shape[0])
+        packed = pack_offsets(offsets)
         norms = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
         normed = self.layers[0].input_layernorm(x)
         for index, (layer, layer_type, next_norm) in enumerate(
             zip(self.layers, self.config.layer_types, norms, strict=True)
         ):
             layer_cache = cache[index] if cache else None
-            x, normed = layer(x, normed, next_norm, masks[layer_type], offsets, layer_cache)
+            x, normed = layer(x, normed, next_norm, masks[layer_type], packed, layer_cache)
             if layer_cache is not None and x.shape[1] > MAX_DECODE_LENGTH:
                 # Rows that wait to be written hold a layer's arrays until the end of the chunk.
                 mx.async_eval(x, normed, layer_cache.state)

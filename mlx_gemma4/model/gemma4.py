@@ -1,7 +1,7 @@
 """Gemma4: soft tokens and text in one decoder, logits out."""
 
-from collections.abc import Mapping
-from typing import Any, Self, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self, cast, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,10 +9,13 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_gemma4.cache import LayerCache, PromptCache, SharedCache, SlidingCache
+from mlx_gemma4.cache.ragged import offsets_of
 from mlx_gemma4.config import Config, GenerationConfig
-from mlx_gemma4.errors import InputError
+from mlx_gemma4.errors import InputError, OptionError
 from mlx_gemma4.inputs import ModelInputs, SoftTokenSpan
 from mlx_gemma4.kernels.interval_attention import IntervalMask
+from mlx_gemma4.kernels.kernel import Sizes
+from mlx_gemma4.kernels.shared_rows import RowFormat
 from mlx_gemma4.memory import MemoryLimit
 from mlx_gemma4.model.decoder import LanguageModel
 from mlx_gemma4.model.embedders import MultimodalEmbedder, VisionEmbedder
@@ -21,6 +24,22 @@ from mlx_gemma4.model.intervals import ImageAttention, intervals_of
 
 # Positions of a sliding ring that can be undone; also short chunks are written in place.
 RING_SLACK = 16
+
+# What rows of global layers may be, see `Gemma4`.
+KVRows = Literal["shared", "value"]
+KV_BITS = (16, 8)
+
+
+def check_kv(kv_bits: int, kv_rows: str) -> None:
+    """Refuse rows that are not known.
+
+    Raises:
+        OptionError: A value that is not allowed.
+    """
+    if kv_bits not in KV_BITS:
+        raise OptionError(f"kv_bits is {kv_bits}; allowed are 16 and 8")
+    if kv_rows not in get_args(KVRows):
+        raise OptionError(f'kv_rows is "{kv_rows}"; allowed are shared and value')
 
 
 class Gemma4(nn.Module):
@@ -33,6 +52,10 @@ class Gemma4(nn.Module):
         generation_config: How the checkpoint wants its tokens sampled; set by whoever loads it.
         memory_limit: What a conversation has to fit into, parameters included; None if it is not
             watched.
+        kv_bits: Of global layers' rows in the caches that it makes: 16 is the dtype of activations,
+            8 is int8.
+        kv_rows: "shared" keeps the rotated part of keys beside values; "value" keeps values alone,
+            a fifth less, and makes keys anew wherever they are read.
 
     Source: transformers modeling_gemma4_unified.py, Gemma4UnifiedForConditionalGeneration.
     """
@@ -44,6 +67,8 @@ class Gemma4(nn.Module):
         self.image_attention: ImageAttention = image_attention
         self.generation_config = GenerationConfig.from_dict({}, config)
         self.memory_limit: MemoryLimit | None = None
+        self.kv_bits = 16
+        self.kv_rows: KVRows = "shared"
         hidden_size = config.text_config.hidden_size
         self.language_model = LanguageModel(config.text_config)
         if config.vision_config is not None:
@@ -91,13 +116,33 @@ class Gemma4(nn.Module):
         arrays = cast(list[tuple[str, mx.array]], tree_flatten(self.parameters()))
         return sum(array.nbytes for _, array in arrays)
 
-    def make_cache(self) -> list[LayerCache]:
-        """Return an empty prompt cache: one ring or one growing buffer a layer."""
+    def make_cache(
+        self,
+        *,
+        kv_bits: int | None = None,
+        kv_rows: KVRows | None = None,
+        context_tokens: int = 0,
+    ) -> list[LayerCache]:
+        """Return an empty prompt cache: one ring or one growing buffer a layer.
+
+        Args:
+            kv_bits: See the class; None is the model's.
+            kv_rows: Likewise.
+            context_tokens: Positions that are planned: no more are allocated while they suffice.
+
+        Raises:
+            OptionError: A value that is not allowed.
+        """
+        kv_bits = self.kv_bits if kv_bits is None else kv_bits
+        kv_rows = self.kv_rows if kv_rows is None else kv_rows
+        check_kv(kv_bits, kv_rows)
         text = self.config.text_config
+        rotated_dims = Sizes.from_config(text, self.dtype).global_rotated_dims
+        row_format = RowFormat(rotated_dims, kv_bits, has_keys=kv_rows == "shared")
         return [
             SlidingCache(text.sliding_window, RING_SLACK)
             if text.is_sliding(index)
-            else SharedCache()
+            else SharedCache(row_format, context_tokens)
             for index in range(text.num_hidden_layers)
         ]
 
@@ -153,9 +198,9 @@ class Gemma4(nn.Module):
         x = self.language_model.embed(input_ids)
         for positions, embeddings in soft_tokens:
             x[:, mx.array(positions)] = embeddings.astype(x.dtype)
-        offset = cache[0].offset if cache else 0
-        masks = self._masks(B, L, offset, spans, cache)
-        x = self.language_model(x, masks, offset, cache)
+        offsets = offsets_of(cache, B)
+        masks = self._masks(L, offsets, spans, cache)
+        x = self.language_model(x, masks, offsets, cache)
         return self.language_model.logits(x if logits_to_keep is None else x[:, -logits_to_keep:])
 
     def soft_tokens(self, inputs: ModelInputs) -> list[tuple[np.ndarray, mx.array]]:
@@ -186,15 +231,17 @@ class Gemma4(nn.Module):
 
     def _masks(
         self,
-        batch: int,
         length: int,
-        offset: int,
+        offsets: Sequence[int],
         spans: tuple[SoftTokenSpan, ...],
         cache: PromptCache | None,
     ) -> dict[str, IntervalMask]:
-        """Return the mask of each layer type for `length` new positions."""
+        """Return the mask of each layer type for `length` new positions of each row."""
         text = self.config.text_config
-        intervals = intervals_of(offset, length, text.sliding_window, spans, self.image_attention)
+        of_rows = [
+            intervals_of(offset, length, text.sliding_window, spans, self.image_attention)
+            for offset in offsets
+        ]
         masks: dict[str, IntervalMask] = {}
         for index, layer_type in enumerate(text.layer_types):
             if layer_type in masks:
@@ -202,9 +249,10 @@ class Gemma4(nn.Module):
             keys = (
                 cache[index].key_positions(length) if cache else np.arange(length, dtype=np.int32)
             )
-            lo, hi = intervals[layer_type].lo, intervals[layer_type].hi
             masks[layer_type] = IntervalMask(
-                *(np.broadcast_to(array, (batch, array.shape[-1])) for array in (lo, hi, keys))
+                np.concatenate([intervals[layer_type].lo for intervals in of_rows]),
+                np.concatenate([intervals[layer_type].hi for intervals in of_rows]),
+                np.broadcast_to(keys, (len(offsets), keys.shape[-1])),
             )
         return masks
 
