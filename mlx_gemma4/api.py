@@ -1,6 +1,8 @@
 """What a program calls: load a checkpoint, ask it, get an answer."""
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -10,6 +12,9 @@ from mlx_gemma4.cache import PromptCache
 from mlx_gemma4.config import Config, GenerationConfig
 from mlx_gemma4.errors import OptionError
 from mlx_gemma4.generation.generate import PromptProgressCallback
+from mlx_gemma4.generation.prompt_archive import open_archive
+from mlx_gemma4.generation.prompt_cache import MAX_BYTES, PromptCacheStore
+from mlx_gemma4.generation.prompt_fingerprint import Fingerprint
 from mlx_gemma4.generation.sampling import (
     LogitsProcessor,
     Sampler,
@@ -32,9 +37,10 @@ from mlx_gemma4.memory import (
     machine_limit,
 )
 from mlx_gemma4.model.fuse import fuse_projections
-from mlx_gemma4.model.gemma4 import Gemma4
+from mlx_gemma4.model.gemma4 import Gemma4, KVRows, check_kv
 from mlx_gemma4.model.intervals import ImageAttention
 from mlx_gemma4.processing.processor import Processor, Prompt, PromptOptions
+from mlx_gemma4.processing.tokenizer import SPECIAL_TOKENS
 from mlx_gemma4.weights import (
     QUANTIZE_BITS,
     Checkpoint,
@@ -53,6 +59,8 @@ def load(
     dtype: str | mx.Dtype | None = None,
     quantize: int | None = None,
     image_attention: ImageAttention = "sliding",
+    kv_bits: int = 16,
+    kv_rows: KVRows = "shared",
     context_tokens: int = DEFAULT_CONTEXT,
     check_limits: bool = True,
     tune: bool = True,
@@ -72,6 +80,9 @@ def load(
             None is the checkpoint's on a GPU and float32 on a CPU, which is slow at the others.
         quantize: 4 or 8 bits for the decoder's matrices, made while loading.
         image_attention: Layers on which a picture's tokens see each other in both directions.
+        kv_bits: Of global layers' rows in the cache: 8 is int8, half the memory of a long context.
+        kv_rows: "value" keeps values alone and makes keys anew when they are read: a fifth less,
+            and exact.
         context_tokens: Positions of prompt and answer to have memory for.
         check_limits: Refuse what this machine's memory cannot hold: the model now, and each prompt
             before it is read.
@@ -94,6 +105,7 @@ def load(
         raise OptionError(
             f'image_attention is "{image_attention}"; allowed are {" and ".join(_IMAGE_ATTENTION)}'
         )
+    check_kv(kv_bits, kv_rows)
     folder = find_checkpoint(name)
     checkpoint = open_checkpoint(folder, Config.from_folder(folder))
     chosen_dtype = _choose_dtype(dtype, checkpoint.config)
@@ -101,7 +113,8 @@ def load(
         check_quantize(checkpoint, quantize)
     limit = machine_limit() if check_limits else None
     if limit is not None:
-        _check_limit(limit, checkpoint, chosen_dtype.size, quantize, context_tokens)
+        reading = Reading(is_cpu=computes_on_cpu(), kv_bits=kv_bits, kv_rows=kv_rows)
+        _check_limit(limit, checkpoint, chosen_dtype.size, quantize, context_tokens, reading)
     # Before the weights, which take longest: a broken tokenizer is then known at once.
     processor = Processor.from_folder(folder, checkpoint.config)
     generation_config = GenerationConfig.from_folder(folder, checkpoint.config)
@@ -111,6 +124,7 @@ def load(
     model = Gemma4.from_weights(checkpoint.config, weights, quantization, image_attention)
     fuse_projections(model.language_model)
     model.generation_config = generation_config
+    model.kv_bits, model.kv_rows = kv_bits, kv_rows
     model.memory_limit = limit
     keep_resident()
     sizes = Sizes.from_config(checkpoint.config.text_config, chosen_dtype)
@@ -151,6 +165,8 @@ class GenerateOptions(PromptOptions, SamplingOptions, total=False):
             memory for it.
         stop: Texts that end the answer.
         prompt_cache: From `model.make_cache`: what was read before the prompt; updated.
+        prompt_store: From `open_prompt_store`: knows what was read before, whatever it was, and
+            learns this prompt and its answer.  `prompt` is then the whole prompt.
         prefill_step_size: Positions of the prompt that are read at a time; None, the default, takes
             as many as 512 MiB of temporary memory allow, and what the machine has.
         prompt_progress_callback: Called with (positions read, positions of the prompt).
@@ -166,6 +182,7 @@ class GenerateOptions(PromptOptions, SamplingOptions, total=False):
     max_tokens: int
     stop: Sequence[str]
     prompt_cache: PromptCache | None
+    prompt_store: PromptCacheStore | None
     prefill_step_size: int | None
     prompt_progress_callback: PromptProgressCallback | None
     speculate: Speculate
@@ -180,6 +197,45 @@ _LOOP_OPTIONS = (
     "speculate",
     "num_draft_tokens",
 )
+
+
+def open_prompt_store(
+    model: Gemma4,
+    processor: Processor,
+    path: str | Path | None = None,
+    *,
+    model_name: str = "",
+    max_bytes: int = MAX_BYTES,
+    **cache_options: Any,
+) -> PromptCacheStore:
+    """Return a store of prompts that have been read, to be kept between answers.
+
+    Args:
+        model: From `load`.
+        processor: From `load`.
+        path: Of a file or a folder on disk, where `save` writes and where prompts are found again;
+            None keeps them in memory alone.
+        model_name: What `mlx-gemma4 cache list` shows.
+        max_bytes: In memory, for snapshots and for all prompts but the newest.
+        cache_options: Those of `model.make_cache`.
+
+    Raises:
+        PromptCacheError: The file at `path` is damaged, or of another model, dtype, version, cache
+            layout, or chat template.
+    """
+    make_cache = partial(model.make_cache, **cache_options)
+    archive = None
+    if path is not None:
+        template = processor.chat_template.source if processor.chat_template else None
+        fingerprint = Fingerprint.of(model, make_cache, template)
+        archive = open_archive(path, fingerprint, make_cache, model_name=model_name)
+    return PromptCacheStore(
+        make_cache,
+        max_bytes=max_bytes,
+        turn_token_id=processor.tokenizer.token_to_id(SPECIAL_TOKENS["sot_token"]),
+        paragraph_token_id=processor.tokenizer.token_to_id("\n\n"),
+        archive=archive,
+    )
 
 
 def stream_generate(
@@ -205,6 +261,7 @@ def stream_generate(
     prompt_options = _take(given, PromptOptions)
     sampling = _take(given, SamplingOptions)
     stop = given.pop("stop", ())
+    prompt_store = given.pop("prompt_store", None)
     loop = {name: given.pop(name) for name in _LOOP_OPTIONS if name in given}
     if given:
         raise TypeError(f"unknown options: {', '.join(sorted(given))}")
@@ -215,16 +272,22 @@ def stream_generate(
     else:
         inputs = processor(prompt, **prompt_options)
     sampler, logits_processors = choose_sampling(model.generation_config, **sampling)
-    yield from stream_response(
-        inputs,
-        model,
-        processor.tokenizer,
-        eos_token_ids=model.generation_config.eos_token_ids,
-        stop=stop,
-        sampler=sampler,
-        logits_processors=logits_processors,
-        **loop,
-    )
+    if prompt_store is not None and loop.get("prompt_cache") is not None:
+        raise TypeError("prompt_cache and prompt_store exclude each other")
+    with nullcontext() if prompt_store is None else prompt_store.open(inputs) as reading:
+        responses = stream_response(
+            inputs,
+            model,
+            processor.tokenizer,
+            eos_token_ids=model.generation_config.eos_token_ids,
+            stop=stop,
+            sampler=sampler,
+            logits_processors=logits_processors,
+            reading=reading,
+            **loop,
+        )
+        with closing(responses):  # before the store takes the cache back
+            yield from responses
 
 
 def generate(
@@ -275,6 +338,7 @@ def _check_limit(
     item_bytes: int,
     quantize: int | None,
     context_tokens: int,
+    reading: Reading,
 ) -> None:
     """Refuse a checkpoint that does not fit into this machine's memory."""
     smaller: dict[str, int] = {}
@@ -295,7 +359,7 @@ def _check_limit(
         context_tokens,
         item_bytes,
         limit_bytes=limit.limit_bytes,
-        reading=Reading(is_cpu=computes_on_cpu()),
+        reading=reading,
     )
     check_memory(
         text,

@@ -101,6 +101,41 @@ class SlidingCache:
             )
         self.offset -= count
 
+    def rows_in_order(self) -> mx.array:
+        """Return the rows kept of the last positions, in their order, [B, K, kept, 2 * Dh].
+
+        It is what `restore` takes, whatever the capacity was.
+        """
+        first = max(0, self._written - self.capacity)
+        assert self.rows is not None
+        assert first < self.offset
+        slots = np.arange(first, self.offset, dtype=np.int32) % self.capacity
+        return mx.take(self.rows, mx.array(slots), axis=2)
+
+    def restore(self, rows: mx.array, offset: int) -> None:
+        """Go on from rows that another ring kept.
+
+        Args:
+            rows: [B, K, kept, 2 * Dh] of positions offset - kept..offset.
+            offset: Positions seen so far.
+
+        Raises:
+            ValueError: The next position would see more than was kept.
+        """
+        kept = rows.shape[2]
+        if not min(offset, self.window - 1) <= kept <= offset or not kept:
+            raise ValueError(f"{kept} rows of {offset} positions; the window is {self.window}")
+        rows = rows[:, :, max(0, kept - self.capacity) :]
+        first = offset - rows.shape[2]
+        # The slot of a position that was not kept gets another's row: it is never seen.
+        slots = min(self.capacity, -(-offset // GROWTH) * GROWTH)
+        places = np.zeros(slots, np.int32)
+        positions = np.arange(first, offset, dtype=np.int32)
+        places[positions % self.capacity] = positions - first
+        self.rows = mx.take(rows, mx.array(places), axis=2)
+        self.offset = offset
+        self._written = first + self.capacity if first else offset
+
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""

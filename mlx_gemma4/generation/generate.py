@@ -1,13 +1,20 @@
 """The token loop: prefill in chunks, then one token a step with the next step always in flight."""
 
 from collections.abc import Callable, Generator, Sequence
+from itertools import pairwise
 from typing import cast
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_gemma4.cache import PromptCache
-from mlx_gemma4.generation.reading import count_tokens, plan_reading
+from mlx_gemma4.generation.prompt_cache import PromptReading
+from mlx_gemma4.generation.reading import (
+    count_tokens,
+    memory_context,
+    plan_reading,
+    reserve,
+)
 from mlx_gemma4.generation.sampling import GreedySampler, LogitsProcessor, Sampler
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.memory import bounded
@@ -28,31 +35,46 @@ def prefill(
     max_tokens: int = -1,
     prefill_step_size: int | None = None,
     prompt_progress_callback: PromptProgressCallback | None = None,
+    reading: PromptReading | None = None,
 ) -> mx.array:
     """Read a prompt into the cache; return the logits after its last position, [1, V] float32.
 
-    No picture is cut: a chunk ends before it, or is as long as it.
+    No picture is cut: a chunk ends before it, or is as long as it.  Of a `reading` what remains is
+    read, with a snapshot at each of its stops.
 
     Raises:
         As `plan_reading`.
     """
+    stops: Sequence[int] = ()
+    if reading is not None:
+        inputs, stops = reading.remaining, reading.stops
     plan = plan_reading(
         inputs, model, prompt_cache, max_tokens=max_tokens, prefill_step_size=prefill_step_size
     )
+    reserve(prompt_cache, plan.context_tokens)
     report = prompt_progress_callback or (lambda done, total: None)
     report(0, len(inputs))
     done = 0
-    *chunks, last = inputs.chunks(plan.prefill_step_size)
+    *chunks, last = (
+        chunk
+        for start, stop in pairwise(sorted({0, *stops, len(inputs)}))
+        for chunk in inputs.slice(start, stop).chunks(plan.prefill_step_size)
+    )
     with bounded(plan):
         for chunk in chunks:
             model(chunk, prompt_cache, logits_to_keep=1)  # the logits are never computed
             mx.eval([layer_cache.state for layer_cache in prompt_cache])
             mx.clear_cache()
             done += len(chunk)
+            if reading is not None and done in stops:
+                reading.take_snapshot()
             report(done, len(inputs))
         logits = model(last, prompt_cache, logits_to_keep=1)
         mx.eval(logits)
+        if reading is not None:
+            reading.take_snapshot()
     report(len(inputs), len(inputs))
+    reserve(prompt_cache, max(plan.context_tokens, memory_context(model, prompt_cache)))
     return logits
 
 
@@ -135,6 +157,7 @@ def generate_step(
     prompt_cache: PromptCache | None = None,
     prefill_step_size: int | None = None,
     prompt_progress_callback: PromptProgressCallback | None = None,
+    reading: PromptReading | None = None,
 ) -> Generator[tuple[int, mx.array], None, None]:
     """Yield (token, log-probabilities [V] float32) until `max_tokens`, or the end of the context.
 
@@ -144,7 +167,7 @@ def generate_step(
     Python.  Stopping at an end-of-sequence token is the caller's.
 
     Args:
-        inputs: The prompt, or what follows `prompt_cache`.
+        inputs: The prompt, or what follows `prompt_cache`; all of it if there is a `reading`.
         model: With parameters loaded.
         max_tokens: -1 goes on to the end of the context.
         sampler: Log-probabilities [1, V] to tokens [1]; None is greedy.
@@ -152,6 +175,7 @@ def generate_step(
         prompt_cache: From `model.make_cache`, updated; None makes one.
         prefill_step_size: Positions of one prefill chunk; None takes as many as memory allows.
         prompt_progress_callback: Called with (positions read, positions of the prompt).
+        reading: What is known of the prompt already, instead of `prompt_cache`.
 
     Raises:
         As `plan_reading`.
@@ -159,6 +183,7 @@ def generate_step(
     Source: mlx-lm generate.py, generate_step.
     """
     cache = model.make_cache() if prompt_cache is None else prompt_cache
+    cache = cache if reading is None else reading.prompt_cache
     chooser = TokenChooser(inputs.input_ids, sampler, logits_processors)
     logits = prefill(
         inputs,
@@ -167,6 +192,7 @@ def generate_step(
         max_tokens=max_tokens,
         prefill_step_size=prefill_step_size,
         prompt_progress_callback=prompt_progress_callback,
+        reading=reading,
     )
     limit = count_tokens(model, cache, max_tokens)
     if limit == 0:

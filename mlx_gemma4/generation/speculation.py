@@ -21,6 +21,7 @@ from mlx_gemma4.generation.generate import (
     prefill,
 )
 from mlx_gemma4.generation.lookup import PromptLookup
+from mlx_gemma4.generation.prompt_cache import PromptReading
 from mlx_gemma4.generation.reading import count_tokens
 from mlx_gemma4.generation.sampling import (
     GreedySampler,
@@ -55,6 +56,7 @@ def speculative_generate_step(
     prompt_cache: PromptCache | None = None,
     prefill_step_size: int | None = None,
     prompt_progress_callback: PromptProgressCallback | None = None,
+    reading: PromptReading | None = None,
 ) -> Generator[tuple[int, mx.array, bool], None, None]:
     """Yield (token, log-probabilities [V] float32, whether it was drafted), like `generate_step`.
 
@@ -77,6 +79,7 @@ def speculative_generate_step(
         prompt_cache: From `model.make_cache`, updated; None makes one.
         prefill_step_size: Positions of one prefill chunk; None takes as many as memory allows.
         prompt_progress_callback: Called with (positions read, positions of the prompt).
+        reading: What is known of the prompt already, instead of `prompt_cache`.
 
     Raises:
         As `plan_reading`.
@@ -85,6 +88,7 @@ def speculative_generate_step(
     Transformers via Speculative Decoding, 2023, section 2.3.
     """
     cache = model.make_cache() if prompt_cache is None else prompt_cache
+    cache = cache if reading is None else reading.prompt_cache
     sampler = sampler or GreedySampler()
     chooser = TokenChooser(inputs.input_ids, sampler, logits_processors)
     logits = prefill(
@@ -94,6 +98,7 @@ def speculative_generate_step(
         max_tokens=max_tokens,
         prefill_step_size=prefill_step_size,
         prompt_progress_callback=prompt_progress_callback,
+        reading=reading,
     )
     limit = count_tokens(model, cache, max_tokens)
     if limit == 0:

@@ -15,6 +15,7 @@ from mlx_gemma4.generation.lookup import (
     PromptLookup,
     check_num_draft_tokens,
 )
+from mlx_gemma4.generation.prompt_cache import PromptReading
 from mlx_gemma4.generation.reading import memory_context, plan_reading
 from mlx_gemma4.generation.reply import FinishReason, Reply, ReplyPart
 from mlx_gemma4.generation.sampling import RewindableSampler, Sampler
@@ -43,7 +44,8 @@ class GenerationResponse:
         logprobs: [V] float32, log-probabilities of the token's place; None as `token`.
         from_draft: Whether the token was drafted, and the model accepted it.
         prompt_tokens: Positions of the prompt.
-        prompt_tps: Positions of the prompt read per second, media included.
+        cached_tokens: How many of them were known already.
+        prompt_tps: Positions of the prompt read per second, media included, known ones not.
         generation_tokens: Tokens so far.
         generation_tps: Tokens per second after the first.
         peak_memory: Gigabytes (10^9 bytes) that MLX held at most in this process.
@@ -65,6 +67,7 @@ class GenerationResponse:
     logprobs: mx.array | None = None
     from_draft: bool = False
     prompt_tokens: int
+    cached_tokens: int = 0
     prompt_tps: float
     generation_tokens: int
     generation_tps: float
@@ -100,6 +103,7 @@ class GenerationResult:
     tokens: tuple[int, ...]
     finish_reason: FinishReason | None
     prompt_tokens: int
+    cached_tokens: int
     prompt_tps: float
     generation_tokens: int
     generation_tps: float
@@ -139,6 +143,7 @@ class GenerationResult:
             tokens=tuple(tokens),
             finish_reason=last.finish_reason,
             prompt_tokens=last.prompt_tokens,
+            cached_tokens=last.cached_tokens,
             prompt_tps=last.prompt_tps,
             generation_tokens=last.generation_tokens,
             generation_tps=last.generation_tps,
@@ -166,6 +171,7 @@ def stream_response(
     prefill_step_size: int | None = None,
     speculate: Speculate = "off",
     num_draft_tokens: int = MAX_DRAFT_TOKENS,
+    reading: PromptReading | None = None,
     **options: Any,
 ) -> Generator[GenerationResponse, None, None]:
     """Yield what each token adds to the answer; the last part has a `finish_reason`.
@@ -184,6 +190,7 @@ def stream_response(
             where those are fewer than they could be.
         speculate: "lookup" drafts tokens from n-grams of the prompt and the answer.
         num_draft_tokens: Tokens of a draft at most.
+        reading: What is known of the prompt, instead of a `prompt_cache`; gets the answer's tokens.
         options: The others of `generate_step`.
 
     Raises:
@@ -195,10 +202,14 @@ def stream_response(
     check_num_draft_tokens(num_draft_tokens)
     reply = Reply(inputs, tokenizer, eos_token_ids=eos_token_ids, stop=stop)
     cache = model.make_cache() if prompt_cache is None else prompt_cache
+    remaining = inputs
+    if reading is not None:
+        cache, remaining = reading.prompt_cache, reading.remaining
     plan = plan_reading(
-        inputs, model, cache, max_tokens=max_tokens, prefill_step_size=prefill_step_size
+        remaining, model, cache, max_tokens=max_tokens, prefill_step_size=prefill_step_size
     )
-    account = _Account(inputs, plan.prefill_step_size)
+    cached_tokens = 0 if reading is None else reading.cached_tokens
+    account = _Account(inputs, plan.prefill_step_size, cached_tokens)
     if prefill_step_size is None and plan.prefill_step_size < min(len(inputs), PREFILL_STEPS[0]):
         account.add_note(
             f"the prompt is read {plan.prefill_step_size:,} tokens at a time, which takes "
@@ -208,6 +219,7 @@ def stream_response(
         "max_tokens": max_tokens,
         "prompt_cache": cache,
         "prefill_step_size": plan.prefill_step_size,
+        "reading": reading,
     }
     steps: Generator[tuple[int, mx.array, bool], None, None]
     if speculate == "lookup" and isinstance(sampler, RewindableSampler | None):
@@ -227,6 +239,8 @@ def stream_response(
     with closing(steps):
         for token, logprobs, from_draft in steps:
             account.count(from_draft)
+            if reading is not None:
+                reading.tokens.append(token)
             response = account.respond(reply.add(token), token, logprobs)
             yield response
             if response.finish_reason:
@@ -247,9 +261,9 @@ class _Account:
         lookup: Where drafts come from; None if there are none.
     """
 
-    def __init__(self, inputs: ModelInputs, prefill_step_size: int) -> None:
+    def __init__(self, inputs: ModelInputs, prefill_step_size: int, cached_tokens: int = 0) -> None:
         self.lookup: PromptLookup | None = None
-        self._prompt_tokens = len(inputs)
+        self._prompt_tokens, self._cached_tokens = len(inputs), cached_tokens
         self._prefill_step_size = prefill_step_size
         self._notes = list(inputs.notes)
         self._start = self._first = self._last = time.perf_counter()
@@ -289,7 +303,8 @@ class _Account:
             logprobs=logprobs,
             from_draft=self._is_drafted and token is not None,
             prompt_tokens=self._prompt_tokens,
-            prompt_tps=self._prompt_tokens / read_s if read_s > 0 else 0.0,
+            cached_tokens=self._cached_tokens,
+            prompt_tps=(self._prompt_tokens - self._cached_tokens) / read_s if read_s > 0 else 0.0,
             generation_tokens=self._tokens,
             generation_tps=(self._tokens - 1) / generated_s if generated_s > 0 else 0.0,
             peak_memory=mx.get_peak_memory() / 1e9,

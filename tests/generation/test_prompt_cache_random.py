@@ -1,0 +1,170 @@
+"""Random sequences of operations on prompts: always the logits of the path without a cache."""
+
+from collections import Counter
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from closeness import difference
+from parity_cases import config_of, parameters_of
+from prompt_parts import join, picture, read, sound, step_on, text
+
+from mlx_gemma4.api import load
+from mlx_gemma4.cache import trim_prompt_cache
+from mlx_gemma4.config import Config
+from mlx_gemma4.generation.prompt_archive import open_archive
+from mlx_gemma4.generation.prompt_cache import PromptCacheStore
+from mlx_gemma4.generation.prompt_fingerprint import Fingerprint
+from mlx_gemma4.generation.prompt_keys import last_cut
+from mlx_gemma4.generation.prompt_stops import Spacing
+from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.model.gemma4 import Gemma4
+
+RELATIVE_RMS = 2e-5
+TURN = 24
+OPERATIONS = ("say", "look", "listen", "cut", "answer", "reject", "interrupt", "fork", "restart")
+
+
+class Walk:
+    """One store, the prompts said so far, and what has been done.
+
+    Args:
+        model: Whose logits are compared.
+        folder: Of the archive.
+        seed: Of everything random.
+        longest: Positions of a prompt at most.
+    """
+
+    def __init__(self, model, folder, seed, longest):
+        self.rng = np.random.default_rng(seed)
+        self.model, self.longest = model, longest
+        self.counts = Counter()
+        self.known = self.read = 0
+        self.spacing = Spacing(*(int(self.rng.choice(s)) for s in ((40, 90), (15, 60), (1, 25))))
+        self.is_file = bool(self.rng.integers(2))
+        self.place = folder / ("kept.safetensors" if self.is_file else "kept")
+        self.max_bytes = int(self.rng.choice([0, 1 << 20, 1 << 30]))
+        self.fingerprint = Fingerprint.of(model, model.make_cache)
+        self.prompts = [self.new_text(5, 60)]
+        self.restart()
+
+    def new_text(self, least, most):
+        ids = text(self.rng, int(self.rng.integers(least, most))).input_ids
+        ids[0] = TURN
+        return ModelInputs.from_ids(ids)
+
+    def restart(self):
+        archive = open_archive(
+            self.place, self.fingerprint, self.model.make_cache, spacing=self.spacing
+        )
+        self.store = PromptCacheStore(
+            self.model.make_cache,
+            spacing=self.spacing,
+            max_bytes=self.max_bytes,
+            turn_token_id=TURN,
+            archive=archive,
+        )
+
+    def fetch(self, prompt):
+        reading = self.store.fetch(prompt)
+        assert {c.offset for c in reading.prompt_cache} == {reading.cached_tokens}
+        self.known += reading.cached_tokens
+        return reading
+
+    def check(self, logits, prompt):
+        plain = np.array(self.model(prompt))[-len(logits) :]
+        difference(logits, plain).assert_within(RELATIVE_RMS)
+        self.read += len(logits)
+
+    def step(self):
+        operation = str(self.rng.choice(OPERATIONS))
+        self.counts[operation] += 1
+        prompt = self.prompts[int(self.rng.integers(len(self.prompts)))]
+        if operation == "restart":
+            self.store.save()
+            self.restart()
+            return
+        if len(prompt) > self.longest or operation == "cut":
+            at = last_cut(prompt, int(self.rng.integers(1, len(prompt) + 1)))
+            prompt = prompt.slice(0, max(at, 1))
+            if self.rng.integers(2):
+                prompt = join(prompt, self.new_text(1, 30))
+        elif operation == "look":
+            prompt = join(prompt, picture(self.rng, *self.rng.integers(1, 7, 2)))
+        elif operation == "listen":
+            prompt = join(prompt, sound(self.rng, int(self.rng.integers(1, 40))))
+        elif operation in ("say", "fork"):
+            prompt = join(prompt, self.new_text(1, 70))
+        reading = self.fetch(prompt)
+        answer = self.rng.integers(30, 290, int(self.rng.integers(1, 12))).tolist()
+        if operation == "fork":
+            # Somebody else asks in between, reads, and answers.
+            other = join(prompt.slice(0, last_cut(prompt, len(prompt) // 2)), self.new_text(1, 20))
+            second = self.fetch(other)
+            self.check(read(self.model, reading, int(self.rng.integers(8, 100))), prompt)
+            self.check(read(self.model, second, int(self.rng.integers(8, 100))), other)
+            self.store.insert(second)
+            self.prompts.append(other)
+        elif operation == "interrupt":
+            read(
+                self.model, reading, until=int(self.rng.integers(0, len(reading.stops) + 1)) or None
+            )
+        else:
+            self.check(read(self.model, reading, int(self.rng.integers(8, 100))), prompt)
+        if operation in ("answer", "reject"):
+            logits = step_on(self.model, reading, answer)
+            if operation == "reject":  # a draft of which the last tokens are wrong
+                wrong = int(self.rng.integers(1, len(answer) + 1))
+                trim_prompt_cache(reading.prompt_cache, wrong)
+                answer = answer[: len(answer) - wrong]
+                logits = logits[: len(answer)]
+            prompt = join(prompt, ModelInputs.from_ids(answer)) if answer else prompt
+            if len(logits):
+                self.check(logits, prompt)
+            reading.tokens.extend(answer)
+        self.store.insert(reading)
+        self.prompts = [*self.prompts[-5:], prompt]
+        assert self.store.nbytes <= self.max_bytes
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A network of two sliding layers and a global one, with a window of 16."""
+    config = config_of("narrow")
+    config["text_config"] |= {
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "num_hidden_layers": 3,
+        "sliding_window": 16,
+    }
+    weights = {
+        name.removeprefix("model."): mx.array(array)
+        for name, array in parameters_of(config, seed=1).items()
+    }
+    return Gemma4.from_weights(Config.from_dict(config), weights)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load("demo", check_limits=False, tune=False)[0]
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_a_random_network(model, tmp_path, block):
+    counts, known = Counter(), 0
+    for seed in range(50 * block, 50 * block + 50):
+        walk = Walk(model, tmp_path / str(seed), seed, longest=90)
+        for _ in range(5):
+            walk.step()
+        counts += walk.counts
+        known += walk.known
+    assert set(counts) == set(OPERATIONS)
+    assert known > 2000
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_demo_checkpoint(demo, tmp_path, seed):
+    walk = Walk(demo, tmp_path, 1000 + seed, longest=350)
+    walk.prompts = [walk.new_text(200, 250)]
+    for _ in range(6):
+        walk.step()
+    assert walk.known > 200
