@@ -76,9 +76,10 @@ class Answer:
                 f"{result.forwards} forwards, {result.accepted_tokens} of "
                 f"{result.draft_tokens} draft tokens accepted; "
             )
+        known = f" ({result.cached_tokens} known)" if result.cached_tokens else ""
         ends = {"length": "; cut at the limit of tokens", None: "; interrupted"}
         return (
-            f"prompt {result.prompt_tokens} tokens, {result.prompt_tps:.1f} tokens/s; "
+            f"prompt {result.prompt_tokens} tokens{known}, {result.prompt_tps:.1f} tokens/s; "
             f"answer {result.generation_tokens} tokens, {result.generation_tps:.1f} tokens/s; "
             f"{drafts}first token after {self.first_token_s:.2f} s; "
             f"peak memory {result.peak_memory:.2f} GB{ends.get(result.finish_reason, '')}"

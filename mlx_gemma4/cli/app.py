@@ -6,7 +6,9 @@ import typer
 
 from mlx_gemma4 import __version__
 from mlx_gemma4.cli import (
+    batch,
     bench,
+    cache,
     convert,
     demo,
     evaluate,
@@ -30,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command(cls=Command)(generate.generate)
+app.command(cls=Command)(batch.batch)
 app.command(cls=Command)(inspect.inspect)
 app.command(cls=Command)(demo.demo)
 app.command(cls=Command)(convert.convert)
@@ -40,6 +43,7 @@ app.command(cls=Command)(plan.plan)
 app.command(cls=Command)(kernels.kernels)
 app.command(cls=Command)(tune.tune)
 app.add_typer(bench.app, name="bench")
+app.add_typer(cache.app, name="cache")
 
 
 def _show_version(is_wanted: bool) -> None:

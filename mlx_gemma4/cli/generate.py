@@ -40,65 +40,26 @@ def generate(
         bool, typer.Option("--show-thinking", help="Think, and show the thoughts on stderr.")
     ] = False,
     raw: options.Raw = False,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-tokens",
-            metavar="N",
-            min=0,
-            help="Tokens of the answer at most. Default: up to the end of the context.",
-        ),
-    ] = None,
-    temp: Annotated[
-        float | None,
-        typer.Option(
-            "--temp",
-            metavar="X",
-            help="Temperature; 0 takes the likeliest token. Default of this and the next two: "
-            "the checkpoint's.",
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", metavar="X", help="Keep the likeliest tokens up to this share."),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option("--top-k", metavar="N", help="Keep this many of the likeliest tokens."),
-    ] = None,
-    min_p: Annotated[
-        float,
-        typer.Option(
-            "--min-p", metavar="X", help="Keep tokens this fraction as likely as the likeliest."
-        ),
-    ] = 0.0,
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option(
-            "--repetition-penalty", metavar="X", help="Above 1: recent tokens are less likely."
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="Makes the answer repeatable.")
-    ] = None,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option("--stop", metavar="TEXT", help="End the answer before this; may be repeated."),
-    ] = None,
+    max_tokens: options.MaxTokens = None,
+    temp: options.Temp = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
     speculate: options.Speculate = "off",
     num_draft_tokens: options.NumDraftTokens = 15,
+    prompt_cache: options.PromptCache = None,
     quantize: options.Quantize = None,
     dtype: options.Dtype = None,
     image_attention: options.ImageAttention = "sliding",
+    kv_bits: options.KVBits = "16",
+    kv_rows: options.KVRows = "shared",
     prefill_step_size: options.PrefillStepSize = None,
-    no_tune: Annotated[
-        bool,
-        typer.Option("--no-tune", help="On the first start with a GPU, time no kernels."),
-    ] = False,
+    no_tune: options.NoTune = False,
     as_json: options.AsJson = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No notes and no statistics on stderr.")
-    ] = False,
+    quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
     """Answer a prompt.
@@ -130,6 +91,8 @@ def generate(
         dtype=dtype,
         quantize=None if quantize is None else int(quantize),
         image_attention=image_attention,
+        kv_bits=int(kv_bits),
+        kv_rows=kv_rows,
         tune=not no_tune,
     )
     if not quiet:
@@ -137,8 +100,11 @@ def generate(
             say(f"note: {note}")
     if verbose:
         say(f"the model reads {prepared.text!r}")
-    from mlx_gemma4.api import stream_generate
+    from mlx_gemma4.api import open_prompt_store, stream_generate
 
+    store = None
+    if prompt_cache is not None:
+        store = open_prompt_store(loaded, processor, prompt_cache, model_name=name)
     answer = Answer(is_shown=not as_json, is_thinking_shown=show_thinking)
     with ProgressBar(
         "reading the prompt", least_total=prefill_step_size or LEAST_PROMPT
@@ -157,13 +123,15 @@ def generate(
                 num_draft_tokens=num_draft_tokens,
                 prefill_step_size=prefill_step_size,
                 prompt_progress_callback=progress.update,
+                prompt_store=store,
             )
         )
+    notes = store.save() if store else ()
     if as_json:
         document = {"model": name, **answer.as_document(), "media": describe_media(prepared.media)}
         print(json.dumps(document, ensure_ascii=False, indent=2))
     if not quiet:
-        for note in answer.result.notes[len(prepared.inputs.notes) :]:
+        for note in (*answer.result.notes[len(prepared.inputs.notes) :], *notes):
             say(f"note: {note}")
         say(answer.account)
     return INTERRUPTED if answer.is_interrupted else 0

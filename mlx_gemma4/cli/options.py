@@ -73,10 +73,68 @@ Tools = Annotated[
 Thinking = Annotated[
     bool, typer.Option("--thinking", help="Ask the model to think before it answers.")
 ]
+PromptCache = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-cache",
+        metavar="PATH",
+        help="Remember what was read in this file, or in this folder of many prompts.",
+    ),
+]
 Raw = Annotated[
     bool,
     typer.Option("--raw", help="Ignore the chat template; the prompt is continued as it is."),
 ]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        metavar="N",
+        min=0,
+        help="Tokens of the answer at most. Default: up to the end of the context.",
+    ),
+]
+Temp = Annotated[
+    float | None,
+    typer.Option(
+        "--temp",
+        metavar="X",
+        help="Temperature; 0 takes the likeliest token. Default of this and the next two: "
+        "the checkpoint's.",
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", metavar="X", help="Keep the likeliest tokens up to this share."),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option("--top-k", metavar="N", help="Keep this many of the likeliest tokens."),
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        "--min-p", metavar="X", help="Keep tokens this fraction as likely as the likeliest."
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition-penalty", metavar="X", help="Above 1: recent tokens are less likely."
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Makes the answer repeatable.")
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End the answer before this; may be repeated."),
+]
+NoTune = Annotated[
+    bool,
+    typer.Option("--no-tune", help="On the first start with a GPU, time no kernels."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no statistics on stderr.")]
 Quantize = Annotated[
     Literal["4", "8"] | None,
     typer.Option("--quantize", help="Quantize to this many bits while loading."),
@@ -118,6 +176,20 @@ PrefillStepSize = Annotated[
         metavar="N",
         min=1,
         help="Tokens read at a time. Default: as many as 512 MiB of temporary memory allow.",
+    ),
+]
+KVBits = Annotated[
+    Literal["16", "8"],
+    typer.Option(
+        "--kv-bits",
+        help="Bits of the cache in global layers: 8 is int8, half the memory of a long context.",
+    ),
+]
+KVRows = Annotated[
+    Literal["shared", "value"],
+    typer.Option(
+        "--kv-rows",
+        help="What global layers keep: value makes keys anew, a fifth less memory, and exact.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

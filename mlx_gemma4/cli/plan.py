@@ -121,6 +121,8 @@ def plan(
         typer.Option("--draft-model", metavar="NAME", help="A drafter beside the model."),
     ] = None,
     prefill_step_size: options.PrefillStepSize = None,
+    kv_bits: options.KVBits = "16",
+    kv_rows: options.KVRows = "shared",
     dtype: options.Dtype = None,
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
@@ -157,6 +159,8 @@ def plan(
         longest_picture=media["longest_picture"],
         pixel_tokens=media["pixel_tokens"],
         is_cpu=is_cpu,
+        kv_bits=int(kv_bits),
+        kv_rows=kv_rows,
     )
     if prefill_step_size is None:
         reading = choose_reading(
@@ -360,7 +364,7 @@ def _check_media(config: "Config", num_pictures: int, audio_s: float) -> None:
 
 def _ways(demand: _Demand, reading: "Reading", limit: "MemoryLimit") -> list[dict[str, Any]]:
     """Return what would take less, with what it gives most first; none if everything fits."""
-    from mlx_gemma4.memory import PREFILL_STEPS
+    from mlx_gemma4.memory import COMPACT_KV_BITS, PREFILL_STEPS
 
     now = demand.plan(reading)
     if now.total_bytes <= limit.limit_bytes:
@@ -370,6 +374,9 @@ def _ways(demand: _Demand, reading: "Reading", limit: "MemoryLimit") -> list[dic
         if step < reading.prefill_step_size:
             shorter = replace(reading, prefill_step_size=step)
             others[f"--prefill-step-size {step}"] = demand.plan(shorter)
+    if reading.kv_bits != COMPACT_KV_BITS:
+        compact = replace(reading, kv_bits=COMPACT_KV_BITS)
+        others[f"--kv-bits {COMPACT_KV_BITS}"] = demand.plan(compact)
     if demand.drafter_bytes:
         others["no --draft-model"] = replace(demand, drafter_bytes=0).plan(reading)
     longest = demand.longest_context(reading, limit.limit_bytes)
