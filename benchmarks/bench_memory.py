@@ -55,7 +55,7 @@ def measure(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
     mx.eval(model.parameters())
     mx.clear_cache()
     tokens, step, picture = case["tokens"], case["step"], case["picture"]
-    cache = model.make_cache()
+    cache = model.make_cache(context_tokens=tokens)  # as if the prompt were read from its start
     is_last_chunk = case["is_one_chunk"]
     if is_last_chunk:
         fill_cache(model, cache, tokens - step)

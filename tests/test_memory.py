@@ -20,6 +20,7 @@ from mlx_gemma4.generation.generate import prefill
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.memory import (
     PREFILL_STEPS,
+    WORKSPACE_BYTES,
     MemoryLimit,
     Reading,
     arrays,
@@ -114,13 +115,19 @@ def test_workspace_grows_with_chunk_context_and_pictures(text: TextConfig) -> No
     assert work(64, 32_768, 1120) > work(1024, 32_768)
 
 
-def test_the_cpu_copies_keys_and_values(text: TextConfig) -> None:
-    on_cpu, on_gpu = Reading(64, is_cpu=True), Reading(64, is_cpu=False)
-    keys_and_values = 262_144 * 2 * 512 * 2
-    difference = workspace_bytes(text, 262_144, 2, on_cpu) - workspace_bytes(
-        text, 262_144, 2, on_gpu
-    )
-    assert difference > 1.5 * keys_and_values
+@pytest.mark.parametrize(("kv_bits", "kv_rows"), [(16, "shared"), (16, "value"), (8, "shared")])
+def test_on_the_cpu_a_long_context_takes_no_more(
+    text: TextConfig, kv_bits: int, kv_rows: str
+) -> None:
+    reading = Reading(64, is_cpu=True, kv_bits=kv_bits, kv_rows=kv_rows)
+    sizes = [workspace_bytes(text, context, 2, reading) for context in (16_384, 262_144)]
+    assert sizes[0] == sizes[1] < WORKSPACE_BYTES
+
+
+def test_a_conversation_that_goes_on_may_be_copied(text: TextConfig) -> None:
+    fresh, copied = (Reading(64, is_cpu=False, copied_tokens=n) for n in (0, 200_000))
+    more = workspace_bytes(text, 262_144, 2, copied) - workspace_bytes(text, 262_144, 2, fresh)
+    assert more == 200_000 * 640 * 2
 
 
 @pytest.mark.parametrize(("tokens", "step"), [(64, 2048), (600, 256), (900, 2048)])
@@ -246,7 +253,7 @@ def test_a_refusal_has_the_sum_and_the_way_out(text: TextConfig) -> None:
     assert message.startswith(f"this needs {format_bytes(plan.total_bytes)} (weights 23.9 GB + ")
     assert "for 4,096 tokens" in message
     assert "the GPU of this Mac can use 12.7 GB" in message
-    assert "--quantize 4 (7.6 GB in all)" in message
+    assert "--quantize 4 (7.5 GB in all)" in message
     assert "--quantize 8" not in message  # would not fit either
     assert "a context of" not in message
     assert "a smaller checkpoint" in message

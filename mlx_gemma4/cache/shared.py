@@ -23,7 +23,9 @@ class SharedCache:
     Attributes:
         offset: Positions seen so far, the position of the next token.
         row_format: How rows are kept.
-        context_tokens: Positions that are planned: as long as they suffice, no more are allocated.
+        context_tokens: Positions that are planned: room for them is made at once.
+        limit_tokens: Positions that memory allows: no more are allocated while they suffice; None
+            if it is not known.
         state: Arrays to evaluate or to save, [B, K, allocated, ...] each: rows, and the scales of
             int8 ones; empty before the first position.  What was saved is put back by setting this
             and `offset`.
@@ -34,6 +36,7 @@ class SharedCache:
         self.offset = 0
         self.row_format = row_format or RowFormat()
         self.context_tokens = context_tokens
+        self.limit_tokens: int | None = None
         self.state: list[mx.array] = []
 
     def key_positions(self, length: int) -> np.ndarray:
@@ -74,19 +77,26 @@ class SharedCache:
         self.offset -= count
 
     @property
+    def allocated(self) -> int:
+        """Positions for which there is room."""
+        return self.state[0].shape[2] if self.state else 0
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated."""
         return sum(array.nbytes for array in self.state)
 
     def _allocate(self, parts: list[mx.array], end: int) -> None:
         """Have room for `end` positions of arrays like `parts`."""
-        have = self.state[0].shape[2] if self.state else 0
+        have = self.allocated
         if have >= end:
             return
-        wanted = have + have // _SHARE
+        wanted = max(have + have // _SHARE, end)
         if end <= self.context_tokens:
-            wanted = min(wanted, self.context_tokens)
-        more = -(-max(end, wanted) // GROWTH) * GROWTH - have
+            wanted = self.context_tokens
+        elif self.limit_tokens is not None and end <= self.limit_tokens:
+            wanted = min(wanted, self.limit_tokens)
+        more = -(-wanted // GROWTH) * GROWTH - have
         fresh = [mx.zeros((*part.shape[:2], more, part.shape[3]), part.dtype) for part in parts]
         self.state = (
             [mx.concatenate([old, new], axis=2) for old, new in zip(self.state, fresh, strict=True)]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlx_gemma4.processing.processor import PreparedPrompt, Processor
 
 STDIN = "-"
+MAX_JSON_BYTES = 256 << 20  # of --messages and --tools; media may stand in them as base64
 _MEDIUM_NAMES = {"image": "image", "audio": "sound", "video": "video"}  # as messages call files
 
 
@@ -153,7 +154,12 @@ def _read_stdin() -> str:
 def _read_json_list(path: str, what: str) -> list[Any]:
     """Return the list in a JSON file; it may also stand under the name of what it holds."""
     try:
-        content = Path(path).expanduser().read_bytes()
+        with Path(path).expanduser().open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)  # a pipe does not tell its size
+        if len(content) > MAX_JSON_BYTES:
+            raise InputError(
+                f"{path} has more than {MAX_JSON_BYTES:,} bytes; give media as paths, not as base64"
+            )
         document = json.loads(content)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from None

@@ -9,12 +9,7 @@ import numpy as np
 
 from mlx_gemma4.cache import PromptCache
 from mlx_gemma4.generation.prompt_cache import PromptReading
-from mlx_gemma4.generation.reading import (
-    count_tokens,
-    memory_context,
-    plan_reading,
-    reserve,
-)
+from mlx_gemma4.generation.reading import count_tokens, plan_reading, reserve
 from mlx_gemma4.generation.sampling import GreedySampler, LogitsProcessor, Sampler
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.memory import bounded
@@ -51,7 +46,7 @@ def prefill(
     plan = plan_reading(
         inputs, model, prompt_cache, max_tokens=max_tokens, prefill_step_size=prefill_step_size
     )
-    reserve(prompt_cache, plan.context_tokens)
+    reserve(model, prompt_cache, plan)
     report = prompt_progress_callback or (lambda done, total: None)
     report(0, len(inputs))
     done = 0
@@ -74,7 +69,6 @@ def prefill(
         if reading is not None:
             reading.take_snapshot()
     report(len(inputs), len(inputs))
-    reserve(prompt_cache, max(plan.context_tokens, memory_context(model, prompt_cache)))
     return logits
 
 

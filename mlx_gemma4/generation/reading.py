@@ -56,6 +56,7 @@ def plan_reading(
         is_cpu=computes_on_cpu(),
         kv_bits=model.kv_bits,
         kv_rows=model.kv_rows,
+        copied_tokens=_count_copied(prompt_cache, context),
     )
     if prefill_step_size is None:
         limit_bytes = limit.limit_bytes if limit else sys.maxsize
@@ -102,11 +103,13 @@ def memory_context(model: Gemma4, prompt_cache: PromptCache) -> int:
     )
 
 
-def reserve(prompt_cache: PromptCache, context_tokens: int) -> None:
-    """Let caches that grow ahead of what they hold do so up to a context, and no further."""
+def reserve(model: Gemma4, prompt_cache: PromptCache, plan: MemoryPlan) -> None:
+    """Have caches make room for what is planned at once, and grow no further than memory allows."""
+    limit_tokens = memory_context(model, prompt_cache)
     for layer_cache in prompt_cache:
         if isinstance(layer_cache, SharedCache):
-            layer_cache.context_tokens = context_tokens
+            layer_cache.context_tokens = plan.context_tokens
+            layer_cache.limit_tokens = limit_tokens
 
 
 def _check_length(inputs: ModelInputs, prompt_cache: PromptCache, context: int) -> int:
@@ -120,6 +123,18 @@ def _check_length(inputs: ModelInputs, prompt_cache: PromptCache, context: int) 
             "give pictures fewer soft tokens"
         )
     return end
+
+
+def _count_copied(prompt_cache: PromptCache, context_tokens: int) -> int:
+    """Return the positions whose rows are copied when there is room for a context."""
+    return max(
+        (
+            layer_cache.offset
+            for layer_cache in prompt_cache
+            if isinstance(layer_cache, SharedCache) and layer_cache.allocated < context_tokens
+        ),
+        default=0,
+    )
 
 
 def _other_bytes(model: Gemma4, prompt_cache: PromptCache) -> int:

@@ -74,8 +74,9 @@ def define(
         waiting = replace(rows, rows=mx.depends([rows.rows], after)[0])
         return waiting.keys_and_values(start, stop, Dh, k_weight, periods)
 
-    is_unpacked = rows.scales is None and rows.has_keys(Dh)
-    if is_unpacked or rows.used <= size:
+    # Rows of 16 bits are keys and values as they are; the CPU's products would copy all of them.
+    is_whole = rows.scales is None and rows.has_keys(Dh) and mx.default_device().type == mx.gpu
+    if is_whole or rows.used <= size:
         keys, values = rows.keys_and_values(0, rows.used, Dh, k_weight, periods)
         return (interval_attention(q, keys, values, mask),)
     return (online_attention(q, fetch, mask, key_heads, size),)

@@ -20,7 +20,7 @@ _MIN_BLOCK_QUERIES = 128
 _INTERVALS_PER_BLOCK = 8
 # Scores, keys, and values of a block of rows that must be unpacked, how many of these MLX has at
 # once, and the queries that share one.
-_UNPACKED_BYTES, _UNPACKED_AHEAD, _UNPACKED_QUERIES = 16 << 20, 9, 256
+_UNPACKED_BYTES, _UNPACKED_AHEAD, _UNPACKED_QUERIES = 16 << 20, 5, 256
 
 # Numbers in a patch of 48 x 48 pixels.
 _PATCH_DIM = 48 * 48 * 3
@@ -37,6 +37,8 @@ class Reading:
         is_cpu: Attention copies keys and values there, and its softmax is a float32 array.
         kv_bits: Of global layers' rows in the cache: 16 is the dtype of activations, 8 is int8.
         kv_rows: What these rows are: "shared", or "value" for values alone.
+        copied_tokens: Positions of a conversation that goes on, for whose rows and the new ones
+            room is made elsewhere.
     """
 
     prefill_step_size: int = PREFILL_STEPS[0]
@@ -45,6 +47,7 @@ class Reading:
     is_cpu: bool = True
     kv_bits: int = 16
     kv_rows: str = "shared"
+    copied_tokens: int = 0
 
     def chunk(self, context_tokens: int) -> int:
         """Return the positions of the longest chunk."""
@@ -207,13 +210,16 @@ class _Attention:
             block += 2 * 4 * scores
         ring = (window + _RING_SLACK) * row_bytes
         kept = global_row_bytes(text, item_bytes, reading.kv_bits, reading.kv_rows) * key_heads
-        copied = (keys * row_bytes + ring if is_sliding else past * kept) if past else 0
+        copied = reading.copied_tokens * kept
+        if is_sliding:
+            copied = keys * row_bytes + ring if past else 0
         visible = seen if is_sliding else past + (chunk + rows) // 2
-        is_unpacked = is_sliding or (reading.kv_bits, reading.kv_rows) == (16, "shared")
+        is_plain = is_sliding or (reading.kv_bits, reading.kv_rows) == (16, "shared")
+        is_whole = is_sliding or (is_plain and not is_cpu)  # all rows in one product
         block_keys = _UNPACKED_BYTES // (
             4 * heads * min(chunk, _UNPACKED_QUERIES) + 2 * key_heads * dims * item_bytes
         )
-        if not is_unpacked and keys > block_keys:
+        if not is_whole and keys > block_keys:
             return cls(
                 query_bytes=heads * dims * chunk * item_bytes,
                 key_value_bytes=chunk * row_bytes,
@@ -223,7 +229,7 @@ class _Attention:
                 score_bytes=_UNPACKED_BYTES,
                 mask_bytes=0,
             )
-        unpacked = 0 if is_unpacked else 2 * keys * key_heads * dims * item_bytes
+        unpacked = 0 if is_plain else 2 * keys * key_heads * dims * item_bytes
         return cls(
             query_bytes=heads * dims * chunk * item_bytes,
             key_value_bytes=chunk * row_bytes + unpacked,

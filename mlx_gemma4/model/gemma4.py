@@ -128,7 +128,7 @@ class Gemma4(nn.Module):
         Args:
             kv_bits: See the class; None is the model's.
             kv_rows: Likewise.
-            context_tokens: Positions that are planned: no more are allocated while they suffice.
+            context_tokens: Positions that are planned: room for them is made at once.
 
         Raises:
             OptionError: A value that is not allowed.

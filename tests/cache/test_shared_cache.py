@@ -158,11 +158,19 @@ def test_a_buffer_grows_by_an_eighth():
     assert len(sizes) < 40
 
 
-def test_a_planned_context_is_not_exceeded_before_it_is_full():
+def test_room_for_a_planned_context_is_made_at_once():
     cache = SharedCache(context_tokens=5000)
-    cache.update_and_fetch(mx.zeros((1, 1, 4800, 4)))
-    slots = [cache.update_and_fetch(mx.zeros((1, 1, 100, 4))).rows.shape[2] for _ in range(5)]
-    assert slots == [5120, 5120, 5120, 5888, 5888]
+    assert cache.allocated == 0
+    slots = [cache.update_and_fetch(mx.zeros((1, 1, 1000, 4))).rows.shape[2] for _ in range(6)]
+    assert slots == [5120, 5120, 5120, 5120, 5120, 6144]
+
+
+def test_no_more_grows_than_memory_allows_until_it_must():
+    cache = SharedCache()
+    cache.limit_tokens = 4400
+    slots = [cache.update_and_fetch(mx.zeros((1, 1, 1, 4))).rows.shape[2] for _ in range(4700)]
+    assert slots[4399] == slots[4607] == 4608  # not an eighth more than 4,352
+    assert slots[4608] == 5376
 
 
 @pytest.mark.parametrize(

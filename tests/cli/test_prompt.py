@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mlx_gemma4.cli import prompt
 from mlx_gemma4.cli.prompt import PromptRequest
 from mlx_gemma4.errors import InputError
 from mlx_gemma4.messages import MediaPart, Message, TextPart
@@ -93,3 +94,10 @@ def test_tools_that_are_no_list(content, tmp_path):
     (tmp_path / "tools.json").write_text(content)
     with pytest.raises(InputError, match=r"tools\.json"):
         read("hi", tools=str(tmp_path / "tools.json"))
+
+
+def test_a_file_without_end_is_not_read_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt, "MAX_JSON_BYTES", 100)
+    (tmp_path / "messages.json").write_text("[" + " " * 100 + "]")
+    with pytest.raises(InputError, match="more than 100 bytes; give media as paths"):
+        read("hi", messages=str(tmp_path / "messages.json"))

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlx_gemma4.cli import main
 
+
 class StandIn:
     """Answers up to eight lines at a time, in any order, each with its own prompt."""
 
