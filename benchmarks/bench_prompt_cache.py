@@ -33,11 +33,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma4.api import load
-from mlx_gemma4.generation.prompt_archive import open_archive
-from mlx_gemma4.generation.prompt_cache import PromptCacheStore
-from mlx_gemma4.generation.prompt_fingerprint import Fingerprint
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.model.gemma4 import Gemma4
+from mlx_gemma4.prompt_cache.archive import open_archive
+from mlx_gemma4.prompt_cache.fingerprint import Fingerprint
+from mlx_gemma4.prompt_cache.store import PromptCacheStore
 
 STEP = 2048  # tokens of a chunk
 

@@ -12,9 +12,6 @@ from mlx_gemma4.cache import PromptCache
 from mlx_gemma4.config import Config, GenerationConfig
 from mlx_gemma4.errors import OptionError
 from mlx_gemma4.generation.generate import PromptProgressCallback
-from mlx_gemma4.generation.prompt_archive import open_archive
-from mlx_gemma4.generation.prompt_cache import MAX_BYTES, PromptCacheStore
-from mlx_gemma4.generation.prompt_fingerprint import Fingerprint
 from mlx_gemma4.generation.sampling import (
     LogitsProcessor,
     Sampler,
@@ -41,6 +38,9 @@ from mlx_gemma4.model.gemma4 import Gemma4, KVRows, check_kv
 from mlx_gemma4.model.intervals import ImageAttention
 from mlx_gemma4.processing.processor import Processor, Prompt, PromptOptions
 from mlx_gemma4.processing.tokenizer import SPECIAL_TOKENS
+from mlx_gemma4.prompt_cache.archive import open_archive
+from mlx_gemma4.prompt_cache.fingerprint import Fingerprint
+from mlx_gemma4.prompt_cache.store import MAX_BYTES, PromptCacheStore
 from mlx_gemma4.weights import (
     QUANTIZE_BITS,
     Checkpoint,

@@ -5,6 +5,8 @@ line prints it without a traceback and exits with `exit_code`; anything else tha
 defect of this project and exits with 1.
 """
 
+from pathlib import Path
+
 
 class Gemma4Error(Exception):
     """Base of everything raised for a mistake that the user can mend."""
@@ -34,3 +36,15 @@ class MemoryLimitError(Gemma4Error):
 
 class OptionError(Gemma4Error):
     """An option has a value that is not allowed."""
+
+
+class PromptCacheError(Gemma4Error):
+    """A stored prompt cannot be read, trusted, or used with this model.
+
+    Attributes:
+        file: Which; None if none is to blame.
+        is_foreign: The file is sound, but of another model or version.
+    """
+
+    file: Path | None = None
+    is_foreign = False

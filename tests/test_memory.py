@@ -253,7 +253,8 @@ def test_a_refusal_has_the_sum_and_the_way_out(text: TextConfig) -> None:
     assert message.startswith(f"this needs {format_bytes(plan.total_bytes)} (weights 23.9 GB + ")
     assert "for 4,096 tokens" in message
     assert "the GPU of this Mac can use 12.7 GB" in message
-    assert "--quantize 4 (7.5 GB in all)" in message
+    fits = plan_memory(text, quantized["--quantize 4"], 4096, 2).total_bytes
+    assert f"--quantize 4 ({format_bytes(fits)} in all)" in message
     assert "--quantize 8" not in message  # would not fit either
     assert "a context of" not in message
     assert "a smaller checkpoint" in message

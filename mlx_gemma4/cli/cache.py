@@ -16,7 +16,7 @@ from mlx_gemma4.cli.terminal import say
 from mlx_gemma4.errors import OptionError
 
 if TYPE_CHECKING:
-    from mlx_gemma4.generation.prompt_folder import StoredFile, StoredPrompt
+    from mlx_gemma4.prompt_cache.folder import StoredFile, StoredPrompt
 
 _WIDTH = 120  # of a table that goes to no terminal
 _SECONDS_PER_DAY = 86_400
@@ -52,7 +52,7 @@ def list_command(
     path: Place = None, as_json: options.AsJson = False, verbose: options.Verbose = False
 ) -> int:
     """Show which prompts are stored."""
-    from mlx_gemma4.generation.prompt_folder import list_prompts, list_stored
+    from mlx_gemma4.prompt_cache.folder import list_prompts, list_stored
 
     place = _find(path)
     stored = list_stored(place)
@@ -90,8 +90,8 @@ def prune_command(
 
     The least recently used go first, and nothing that another prompt rests on.
     """
-    from mlx_gemma4.generation.prompt_folder import choose_unused, list_stored, remove
     from mlx_gemma4.memory import format_bytes
+    from mlx_gemma4.prompt_cache.folder import choose_unused, list_stored, remove
 
     if (budget is not None) + (unused_days is not None) + everything != 1:
         raise OptionError("say what to remove, with one of --budget, --unused-days, and --all")
@@ -120,7 +120,7 @@ def _find(path: str | None) -> Path:
     Raises:
         OptionError: Nothing is at the path.
     """
-    from mlx_gemma4.generation.prompt_folder import default_folder
+    from mlx_gemma4.prompt_cache.folder import default_folder
 
     if path is None:
         return default_folder()

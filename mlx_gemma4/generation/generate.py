@@ -8,12 +8,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma4.cache import PromptCache
-from mlx_gemma4.generation.prompt_cache import PromptReading
 from mlx_gemma4.generation.reading import count_tokens, plan_reading, reserve
 from mlx_gemma4.generation.sampling import GreedySampler, LogitsProcessor, Sampler
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.memory import bounded
 from mlx_gemma4.model.gemma4 import Gemma4
+from mlx_gemma4.prompt_cache.store import PromptReading
 
 # Steps after which MLX gives back the buffers that it keeps for reuse.
 STEPS_PER_CLEAR = 256

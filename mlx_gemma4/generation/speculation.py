@@ -21,7 +21,6 @@ from mlx_gemma4.generation.generate import (
     prefill,
 )
 from mlx_gemma4.generation.lookup import PromptLookup
-from mlx_gemma4.generation.prompt_cache import PromptReading
 from mlx_gemma4.generation.reading import count_tokens
 from mlx_gemma4.generation.sampling import (
     GreedySampler,
@@ -30,6 +29,7 @@ from mlx_gemma4.generation.sampling import (
 )
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.model.gemma4 import Gemma4
+from mlx_gemma4.prompt_cache.store import PromptReading
 
 Speculate = Literal["lookup", "off"]
 

@@ -15,7 +15,6 @@ from mlx_gemma4.generation.lookup import (
     PromptLookup,
     check_num_draft_tokens,
 )
-from mlx_gemma4.generation.prompt_cache import PromptReading
 from mlx_gemma4.generation.reading import memory_context, plan_reading
 from mlx_gemma4.generation.reply import FinishReason, Reply, ReplyPart
 from mlx_gemma4.generation.sampling import RewindableSampler, Sampler
@@ -30,6 +29,7 @@ from mlx_gemma4.memory import PREFILL_STEPS, format_bytes
 from mlx_gemma4.messages import ToolCall
 from mlx_gemma4.model.gemma4 import Gemma4
 from mlx_gemma4.processing.tokenizer import Tokenizer
+from mlx_gemma4.prompt_cache.store import PromptReading
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from prompt_parts import join, read, text
 
 from mlx_gemma4.cli import cache, main
 from mlx_gemma4.cli.app import app
-from mlx_gemma4.generation.prompt_archive import open_archive
-from mlx_gemma4.generation.prompt_cache import PromptCacheStore
-from mlx_gemma4.generation.prompt_fingerprint import Fingerprint
-from mlx_gemma4.generation.prompt_stops import Spacing
+from mlx_gemma4.prompt_cache.archive import open_archive
+from mlx_gemma4.prompt_cache.fingerprint import Fingerprint
+from mlx_gemma4.prompt_cache.stops import Spacing
+from mlx_gemma4.prompt_cache.store import PromptCacheStore
 
 if "cache" not in [group.name for group in app.registered_groups]:
     app.add_typer(cache.app, name="cache")

@@ -6,9 +6,9 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 
-from mlx_gemma4.generation.prompt_cache import PromptReading
 from mlx_gemma4.inputs import Modality, ModelInputs, SoftTokenSpan
 from mlx_gemma4.model.gemma4 import Gemma4
+from mlx_gemma4.prompt_cache.store import PromptReading
 
 
 def text(rng: np.random.Generator, count: int, vocab_size: int = 290) -> ModelInputs:

@@ -42,6 +42,7 @@ class ScriptedModel:
         self.prompt_end = 0
         self.lengths: list[int] = []
         self.dtype, self.nbytes, self.memory_limit = mx.float32, 0, None
+        self.kv_bits, self.kv_rows = 16, "shared"
         text = Config.from_dict(build_config(SIZES["tiny"], "float32", _IDS)).text_config
         text = replace(text, max_position_embeddings=context, vocab_size=vocab_size)
         self.config = SimpleNamespace(text_config=text)

@@ -11,10 +11,10 @@ from parity_cases import CASES_BY_NAME
 from prompt_parts import join, picture, read, sound, step_on, text
 
 from mlx_gemma4.cache import SharedCache
-from mlx_gemma4.generation.prompt_cache import PromptCacheStore
-from mlx_gemma4.generation.prompt_keys import common_prefix, prompt_keys, text_keys
-from mlx_gemma4.generation.prompt_stops import Spacing, snapshot_stops
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.prompt_cache.keys import common_prefix, prompt_keys, text_keys
+from mlx_gemma4.prompt_cache.stops import Spacing, snapshot_stops
+from mlx_gemma4.prompt_cache.store import PromptCacheStore
 
 RELATIVE_RMS = 2e-5
 CLOSE = Spacing(interval=64, turns=20, worth_keeping=4)  # the networks here have small windows

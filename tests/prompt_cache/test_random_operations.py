@@ -12,13 +12,13 @@ from prompt_parts import join, picture, read, sound, step_on, text
 from mlx_gemma4.api import load
 from mlx_gemma4.cache import trim_prompt_cache
 from mlx_gemma4.config import Config
-from mlx_gemma4.generation.prompt_archive import open_archive
-from mlx_gemma4.generation.prompt_cache import PromptCacheStore
-from mlx_gemma4.generation.prompt_fingerprint import Fingerprint
-from mlx_gemma4.generation.prompt_keys import last_cut
-from mlx_gemma4.generation.prompt_stops import Spacing
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.model.gemma4 import Gemma4
+from mlx_gemma4.prompt_cache.archive import open_archive
+from mlx_gemma4.prompt_cache.fingerprint import Fingerprint
+from mlx_gemma4.prompt_cache.keys import last_cut
+from mlx_gemma4.prompt_cache.stops import Spacing
+from mlx_gemma4.prompt_cache.store import PromptCacheStore
 
 RELATIVE_RMS = 2e-5
 TURN = 24

@@ -7,15 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_gemma4.generation.prompt_cache_file import (
+from mlx_gemma4.errors import PromptCacheError
+from mlx_gemma4.kernels.verdicts import cache_folder
+from mlx_gemma4.prompt_cache.pieces import (
     SUFFIX,
     Piece,
-    PromptCacheError,
     read_model_name,
     read_pieces,
     remove_partial,
 )
-from mlx_gemma4.kernels.verdicts import cache_folder
 
 # Of a file in a folder, whatever it holds by now.
 _OUR_NAME = re.compile(r"[0-9a-f]{32}\.(rows|rings)\.safetensors")

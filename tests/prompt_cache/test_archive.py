@@ -19,14 +19,16 @@ from parity_case_models import model_of
 from parity_cases import CASES_BY_NAME
 from prompt_parts import join, picture, read, sound, text
 
-from mlx_gemma4.generation.prompt_archive import open_archive
-from mlx_gemma4.generation.prompt_cache import PromptCacheStore
-from mlx_gemma4.generation.prompt_cache_file import PromptCacheError, read_pieces
-from mlx_gemma4.generation.prompt_fingerprint import Fingerprint, hash_model
-from mlx_gemma4.generation.prompt_folder import choose_unused, list_prompts, list_stored, remove
-from mlx_gemma4.generation.prompt_keys import prompt_keys
-from mlx_gemma4.generation.prompt_stops import Spacing
+from mlx_gemma4.errors import PromptCacheError
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.prompt_cache import pieces
+from mlx_gemma4.prompt_cache.archive import open_archive
+from mlx_gemma4.prompt_cache.fingerprint import Fingerprint, hash_model
+from mlx_gemma4.prompt_cache.folder import choose_unused, list_prompts, list_stored, remove
+from mlx_gemma4.prompt_cache.keys import prompt_keys
+from mlx_gemma4.prompt_cache.pieces import read_pieces
+from mlx_gemma4.prompt_cache.stops import Spacing
+from mlx_gemma4.prompt_cache.store import PromptCacheStore
 
 RELATIVE_RMS = 2e-5
 CLOSE = Spacing(interval=64, turns=20, worth_keeping=16)
@@ -287,12 +289,10 @@ def test_a_foreign_file_is_refused(model, fingerprint, tmp_path, content, reason
 @pytest.mark.parametrize("change", ["shape", "dtype", "layer", "position", "pieces", "extra"])
 def test_a_forged_header_is_refused(model, fingerprint, tmp_path, rng, change):
     """Checksums can be made by anybody: shapes are compared with the model's own."""
-    from mlx_gemma4.generation import prompt_cache_file
-
     file = tmp_path / "kept.safetensors"
     ask(model, fingerprint, file, text(rng, 100))
     arrays, metadata = cast(Any, mx.load(str(file), return_metadata=True))
-    pieces = json.loads(metadata["pieces"])
+    heads = json.loads(metadata["pieces"])
     rows = next(name for name in arrays if name.startswith("0.") and not name.endswith("keys"))
     if change == "shape":
         arrays[rows] = arrays[rows][..., :-1] + 0
@@ -301,15 +301,15 @@ def test_a_forged_header_is_refused(model, fingerprint, tmp_path, rng, change):
     elif change == "layer":
         arrays[rows.replace(".5.", ".4.")] = arrays.pop(rows)
     elif change == "position":
-        pieces[0][4] += 1
+        heads[0][4] += 1
     elif change == "pieces":
-        pieces[0][0] = "code"
+        heads[0][0] = "code"
     else:
         arrays["0.5.1"] = arrays[rows]
-    hashes = {name: prompt_cache_file._sha256(array) for name, array in arrays.items()}
-    metadata |= {"pieces": json.dumps(pieces), "sha256": json.dumps(hashes)}
+    hashes = {name: pieces._sha256(array) for name, array in arrays.items()}
+    metadata |= {"pieces": json.dumps(heads), "sha256": json.dumps(hashes)}
     metadata.pop("checksum")
-    metadata["checksum"] = prompt_cache_file._checksum(metadata)
+    metadata["checksum"] = pieces._checksum(metadata)
     mx.save_safetensors(str(file), arrays, metadata)
     with pytest.raises(PromptCacheError, match=r"does not fit|other|no sense") as refused:
         open_store(model, fingerprint, file)
@@ -337,14 +337,12 @@ def test_a_missing_link_of_a_chain_is_not_stepped_over(model, fingerprint, tmp_p
 
 
 def test_nothing_but_the_prompt_is_read(model, fingerprint, tmp_path, rng, monkeypatch):
-    from mlx_gemma4.generation import prompt_cache_file
-
     prompts = [text(rng, 100) for _ in range(3)]
     for prompt in prompts:
         ask(model, fingerprint, tmp_path, prompt)
     opened = []
-    plain = prompt_cache_file.read_rows
-    monkeypatch.setattr(prompt_cache_file, "read_rows", lambda t: opened.append(t.name) or plain(t))
+    plain = pieces.read_rows
+    monkeypatch.setattr(pieces, "read_rows", lambda t: opened.append(t.name) or plain(t))
     store, _ = open_store(model, fingerprint, tmp_path)
     assert opened == []
     assert store.fetch(join(prompts[0], text(rng, 3))).cached_tokens == 100
@@ -381,11 +379,11 @@ import numpy as np
 from parity_case_models import model_of
 from parity_cases import CASES_BY_NAME
 from prompt_parts import join, read, text
-from mlx_gemma4.generation.prompt_archive import open_archive
-from mlx_gemma4.generation.prompt_cache import PromptCacheStore
-from mlx_gemma4.generation.prompt_fingerprint import Fingerprint
-from mlx_gemma4.generation.prompt_keys import prompt_keys
-from mlx_gemma4.generation.prompt_stops import Spacing
+from mlx_gemma4.prompt_cache.archive import open_archive
+from mlx_gemma4.prompt_cache.store import PromptCacheStore
+from mlx_gemma4.prompt_cache.fingerprint import Fingerprint
+from mlx_gemma4.prompt_cache.keys import prompt_keys
+from mlx_gemma4.prompt_cache.stops import Spacing
 
 model = model_of(CASES_BY_NAME["image_decode"])
 fingerprint = Fingerprint.of(model, model.make_cache, "template")

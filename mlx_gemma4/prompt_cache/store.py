@@ -19,10 +19,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma4.cache import LayerCache, SlidingCache
-from mlx_gemma4.generation.prompt_keys import common_prefix, last_cut, prompt_keys, text_keys
-from mlx_gemma4.generation.prompt_line import Line, Snapshot, count_bytes, thin_out
-from mlx_gemma4.generation.prompt_stops import Spacing, snapshot_stops
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.prompt_cache.keys import common_prefix, last_cut, prompt_keys, text_keys
+from mlx_gemma4.prompt_cache.line import Line, Snapshot, count_bytes, thin_out
+from mlx_gemma4.prompt_cache.stops import Spacing, snapshot_stops
 
 # Beside the rows of the newest prompt, which reading it needs anyway: two or three snapshots of the
 # 12B's rings, of 320 MiB each, and rows of 100,000 tokens.

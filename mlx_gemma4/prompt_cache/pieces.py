@@ -19,8 +19,8 @@ import mlx.core as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mlx_gemma4.errors import CheckpointError, Gemma4Error
-from mlx_gemma4.generation.prompt_fingerprint import Fingerprint, LayerLayout
+from mlx_gemma4.errors import CheckpointError, PromptCacheError
+from mlx_gemma4.prompt_cache.fingerprint import Fingerprint, LayerLayout
 from mlx_gemma4.weights.header import StoredTensor, read_header
 from mlx_gemma4.weights.reading import read_rows
 
@@ -33,18 +33,6 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8",
     "uint32": "U32"
 }
 _Kind = Literal["rows", "rings"]
-
-
-class PromptCacheError(Gemma4Error):
-    """A stored prompt cannot be read, trusted, or used with this model.
-
-    Attributes:
-        file: Which; None if none is to blame.
-        is_foreign: The file is sound, but of another model or version.
-    """
-
-    file: Path | None = None
-    is_foreign = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ about it.  Its files never change; the least recently used go first, and none th
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,25 +15,25 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma4.cache import LayerCache, SlidingCache
-from mlx_gemma4.generation.prompt_cache_file import (
-    SUFFIX,
-    NewPiece,
-    Piece,
-    PromptCacheError,
-    read_pieces,
-    refusal,
-    write_pieces,
-)
-from mlx_gemma4.generation.prompt_fingerprint import Fingerprint, saved_arrays
-from mlx_gemma4.generation.prompt_folder import (
+from mlx_gemma4.errors import PromptCacheError
+from mlx_gemma4.prompt_cache.fingerprint import Fingerprint, saved_arrays
+from mlx_gemma4.prompt_cache.folder import (
     choose_unused,
     list_stored,
     remove,
     stored_files,
 )
-from mlx_gemma4.generation.prompt_keys import common_prefix
-from mlx_gemma4.generation.prompt_line import Line, Snapshot, thin_out
-from mlx_gemma4.generation.prompt_stops import Spacing
+from mlx_gemma4.prompt_cache.keys import common_prefix
+from mlx_gemma4.prompt_cache.line import Line, Snapshot, thin_out
+from mlx_gemma4.prompt_cache.pieces import (
+    SUFFIX,
+    NewPiece,
+    Piece,
+    read_pieces,
+    refusal,
+    write_pieces,
+)
+from mlx_gemma4.prompt_cache.stops import Spacing
 
 MAX_FOLDER_BYTES = 20 * 10**9
 
@@ -40,7 +41,7 @@ _MAX_RINGS = 4  # of one prompt on disk: the newest end, the root, and two betwe
 _MakeCache = Callable[[], Sequence[LayerCache]]
 
 
-class PromptArchive:
+class PromptArchive(ABC):
     """Stored prompts of one model; `open_archive` tells a file from a folder.
 
     Args:
@@ -152,16 +153,17 @@ class PromptArchive:
                     found.add(common)
         return found - {0}
 
+    @abstractmethod
     def save(self, lines: Sequence[Line]) -> None:
         """Write what is not written yet; the newest line comes last.
 
         Raises:
             PromptCacheError: It cannot be written; what was there stays.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _pieces(self) -> list[Piece]:
-        raise NotImplementedError
+        """Return what is stored for this model."""
 
     def _leave_out(self, error: PromptCacheError) -> None:
         raise error

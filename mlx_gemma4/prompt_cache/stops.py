@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from mlx_gemma4.generation.prompt_keys import last_cut
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.prompt_cache.keys import last_cut
 
 
 @dataclass(frozen=True)
