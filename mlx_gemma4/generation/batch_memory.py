@@ -62,7 +62,9 @@ class BatchMemory:
     def _sum_batch(self, num_rows: int, positions: int) -> tuple[int, int]:
         """Return the bytes of all rows, and of what a step makes of them."""
         sizes = self._text, positions, self._item_bytes
-        workspace = workspace_bytes(*sizes, Reading(1, 0, 0, self._is_cpu, *self._kv))
+        # A layer's rows are copied when they grow.
+        reading = Reading(1, 0, 0, self._is_cpu, *self._kv, copied_tokens=positions)
+        workspace = workspace_bytes(*sizes, reading)
         return num_rows * cache_bytes(*sizes, *self._kv), num_rows * workspace
 
     def _is_free(self, *sizes: int) -> bool:
