@@ -26,6 +26,8 @@ from mlx_gemma4.bench.roofline import (
     sliding_bytes,
 )
 from mlx_gemma4.errors import InputError, MemoryLimitError
+from mlx_gemma4.generation.batch import Batch
+from mlx_gemma4.generation.batch_row import BatchFailure, BatchRequest
 from mlx_gemma4.generation.generate import generate_step, prefill
 from mlx_gemma4.generation.reading import plan_reading
 from mlx_gemma4.inputs import ModelInputs
@@ -57,6 +59,7 @@ class Workload:
         rounds: Samples of each row.
         has_picture: Whether a picture is shown.
         has_sound: Whether a sound is played.
+        batches: Answers that are written at a time.
     """
 
     prompts: tuple[int, ...] = (512, 2048, 8192)
@@ -66,6 +69,7 @@ class Workload:
     rounds: int = 5
     has_picture: bool = False
     has_sound: bool = False
+    batches: tuple[int, ...] = ()
 
 
 QUICK = Workload(prompts=(128, 512), depths=(512,), chunk=128, tokens=16, rounds=3)
@@ -113,6 +117,8 @@ class Bench:
             yield from self._measure_prompt(length)
         for depth in sorted(work.depths):
             yield from self._measure_after("prefill", depth, work.chunk)
+        for size in work.batches:
+            yield from self._measure_batch(size)
 
     def _measure_prompt(self, length: int) -> Iterator[Row]:
         """Yield how fast a prompt is read, and how fast an answer follows it."""
@@ -174,6 +180,35 @@ class Bench:
             yield Row("prefill", "", length, depth, length, "tokens", counted, *least)
         else:
             yield Row("first token", "prefix hit", length, depth, 1, "", counted, *least)
+
+    def _measure_batch(self, size: int) -> Iterator[Row]:
+        """Yield how fast so many answers come together, when all their prompts have been read."""
+        work, length = self._workload, min(self._workload.prompts)
+        samples, amount = list[float](), 0
+        for turn in range(work.rounds + 1):
+            self._progress(f"{size} answers at a time, round {turn} of {work.rounds}")
+            steps: list[tuple[float, int]] = []
+            batch = Batch(
+                self._model,
+                self._processor.tokenizer,
+                eos_token_ids=(),
+                batch_size=size,
+                progress=lambda tokens, steps=steps: steps.append((time.perf_counter(), tokens)),
+            )
+            requests = (
+                BatchRequest(key=key, inputs=self._inputs(length), max_tokens=work.tokens + 1)
+                for key in range(size)
+            )
+            for done in batch.answer(requests):
+                if isinstance(done, BatchFailure):
+                    self.notes.append(f"{size} answers at a time were left out: {done.error}")
+                    return
+            if batch.is_short_of_memory:
+                self.notes.append(f"{size} answers at a time: memory was short, fewer were")
+            samples.append(steps[-1][0] - steps[0][0])
+            amount = steps[-1][1] - steps[0][1]
+        counted = tuple(samples[1:])
+        yield Row("batch", f"{size} at a time", work.tokens, length, amount, "tokens", counted)
 
     def _measure_medium(self, medium: Literal["picture", "sound"]) -> Iterator[Row]:
         """Yield how fast a medium is prepared and embedded, and how long its question takes."""

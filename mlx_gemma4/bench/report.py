@@ -31,7 +31,7 @@ _MAX_BYTES = 16 << 20
 _PATH = re.compile(r"(?<![\w.)])~?(?:/[\w.@+-]+)+/?|\b[A-Za-z]:\\\S+")
 _Record = TypeVar("_Record")
 
-Measure = Literal["start", "load", "first token", "prefill", "decode", "picture", "sound"]
+Measure = Literal["start", "load", "first token", "prefill", "decode", "batch", "picture", "sound"]
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,10 @@ def bench(
     ] = None,
     image: Annotated[bool, typer.Option("--image", help="Measure a picture too.")] = False,
     audio: Annotated[bool, typer.Option("--audio", help="Measure a sound too.")] = False,
+    batch: Annotated[
+        str | None,
+        typer.Option("--batch", metavar="N", help="Also many answers at a time: 1,2,4,8."),
+    ] = None,
     tokens: Annotated[
         int | None,
         typer.Option("--tokens", metavar="N", min=2, help="Of an answer. Default: 64."),
@@ -88,6 +92,7 @@ def bench(
     given = {
         "prompts": _lengths("--prompt", prompt),
         "depths": _lengths("--depth", depth),
+        "batches": _lengths("--batch", batch),
         "tokens": tokens,
         "rounds": rounds,
     }

@@ -20,7 +20,14 @@ from mlx_gemma4.memory import MemoryLimit
 from mlx_gemma4.weights import open_checkpoint
 
 WORK = Workload(
-    prompts=(48,), depths=(64,), chunk=32, tokens=4, rounds=2, has_picture=True, has_sound=True
+    prompts=(48,),
+    depths=(64,),
+    chunk=32,
+    tokens=4,
+    rounds=2,
+    has_picture=True,
+    has_sound=True,
+    batches=(1, 3),
 )
 CEILING = Chip("as measured", 10.0, 2, 0.1)
 
@@ -72,6 +79,8 @@ def test_every_measure_has_its_rounds(rows) -> None:
         "prefill 64",
         "decode 4 after 64",
         "prefill 32 after 64",
+        "batch, 1 at a time",
+        "batch, 3 at a time",
     ]
     assert {len(row.samples_s) for row in rows.values()} == {2}
 
@@ -79,6 +88,10 @@ def test_every_measure_has_its_rounds(rows) -> None:
 def test_media_are_counted_in_their_own_units(rows) -> None:
     assert rows["picture, embedded"].amount == rows["picture, embedded"].length <= 70
     assert (rows["sound, prepared"].amount, rows["sound, prepared"].length) == (30, 750)
+
+
+def test_all_answers_of_a_batch_count(rows) -> None:
+    assert [rows[f"batch, {size} at a time"].amount for size in (1, 3)] == [4, 12]
 
 
 def test_peaks_stand_beside_the_plan(rows, facts) -> None:
