@@ -253,7 +253,7 @@ def test_results_of_another_checkpoint_are_refused(frontend: Any, tmp_path: Path
     output = tmp_path / "results.json"
     output.write_text(json.dumps({"checkpoint": {"sha256": "another"}}))
     with pytest.raises(SystemExit, match="another checkpoint"):
-        frontend.measure.start_document(output, str(find_checkpoint("demo")), 1)
+        frontend.measure.start_document(output, str(find_checkpoint("demo")), "")
 
 
 def test_a_shift_is_none_without_a_distortion(frontend: Any, demo: Any) -> None:
@@ -262,7 +262,8 @@ def test_a_shift_is_none_without_a_distortion(frontend: Any, demo: Any) -> None:
     def shift(level: Any) -> dict[str, float]:
         return frontend.shift.measure_shift(*demo, axes["noise"], "object", level, 1)
 
-    assert shift(None) == {"filled": 0.0, "empty": 0.0}
+    assert shift(None) == {"filled": 0.0, "empty": 0.0, "still empty": 1.0}
+    assert shift(4)["still empty"] == 0
     assert shift(4)["empty"] > 10 * shift(4)["filled"] > 0
 
 

@@ -55,7 +55,7 @@ def wait(files: Files, folder: Path) -> None:
 
 def hog(files: Files, folder: Path) -> None:
     if b"7" in files["a"]:
-        _ = b"x" * (100 * _MIB)
+        _ = b"x" * (200 * _MIB)
 
 
 def hog_beyond_bounds(files: Files, folder: Path) -> None:
