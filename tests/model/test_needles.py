@@ -83,7 +83,13 @@ def test_every_one_of_many_needles(model, rng, kv_bits, kv_rows):
     """A document is read once; each question goes on from there."""
     needles = dict(enumerate(rng.permutation(NUM).tolist()))
     cache = model.make_cache(kv_bits=kv_bits, kv_rows=kv_rows)
-    mx.eval(prefill(ModelInputs.from_ids(haystack(rng, 20_000 if kv_bits == 16 else 6000, needles)), model, cache))
+    mx.eval(
+        prefill(
+            ModelInputs.from_ids(haystack(rng, 20_000 if kv_bits == 16 else 6000, needles)),
+            model,
+            cache,
+        )
+    )
     for k, v in needles.items():
         assert answer(model, [QUESTIONS + k], cache) == v
         for layer_cache in cache:
