@@ -11,7 +11,13 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from mlx_gemma4.api import generate, generate_result, load, stream_generate
+    from mlx_gemma4.api import (
+        generate,
+        generate_result,
+        load,
+        open_prompt_store,
+        stream_generate,
+    )
     from mlx_gemma4.config import Config
     from mlx_gemma4.errors import (
         CheckpointError,
@@ -21,6 +27,7 @@ if typing.TYPE_CHECKING:
         MemoryLimitError,
         MissingExtraError,
         OptionError,
+        PromptCacheError,
     )
     from mlx_gemma4.generation.sampling import make_logits_processors, make_sampler
     from mlx_gemma4.generation.stream import GenerationResponse, GenerationResult
@@ -48,6 +55,7 @@ __all__ = [
     "ModelInputs",
     "OptionError",
     "Processor",
+    "PromptCacheError",
     "SoftTokenSpan",
     "TextPart",
     "ToolCall",
@@ -57,11 +65,12 @@ __all__ = [
     "load",
     "make_logits_processors",
     "make_sampler",
+    "open_prompt_store",
     "stream_generate",
 ]
 
 _MODULES = {
-    "api": ("generate", "generate_result", "load", "stream_generate"),
+    "api": ("generate", "generate_result", "load", "open_prompt_store", "stream_generate"),
     "config": ("Config",),
     "errors": (
         "CheckpointError",
@@ -71,6 +80,7 @@ _MODULES = {
         "MemoryLimitError",
         "MissingExtraError",
         "OptionError",
+        "PromptCacheError",
     ),
     "generation.sampling": ("make_logits_processors", "make_sampler"),
     "generation.stream": ("GenerationResponse", "GenerationResult"),
