@@ -24,12 +24,14 @@ def ask(demo: Any, question: str, **options: Any) -> Any:
         {"role": "assistant", "content": "I have read it."},
         {"role": "user", "content": question},
     ]
-    return generate_result(*demo, messages, max_tokens=8, temp=0, **options)
+    model, processor = demo
+    return generate_result(model, processor, messages, max_tokens=8, temp=0, **options)
 
 
 @pytest.mark.parametrize("speculate", ["off", "lookup"])
 def test_answers_are_the_same_and_the_document_is_read_once(demo: Any, speculate: str) -> None:
     store = open_prompt_store(*demo)
+    stored: Any = None
     for number, question in enumerate([*QUESTIONS, QUESTIONS[0]]):
         plain = ask(demo, question)
         stored = ask(demo, question, prompt_store=store, speculate=speculate)
@@ -41,12 +43,13 @@ def test_answers_are_the_same_and_the_document_is_read_once(demo: Any, speculate
 
 
 def test_a_picture_is_known_by_its_content(demo: Any, rng: np.random.Generator) -> None:
-    store = open_prompt_store(*demo)
+    model, processor = demo
+    store = open_prompt_store(model, processor)
     pictures = [rng.integers(0, 255, (480, 480, 3), np.uint8) for _ in range(2)]
     options: dict[str, Any] = {"image_tokens": 560, "max_tokens": 2, "temp": 0}
     known = [
         generate_result(
-            *demo, "What is this?", images=[picture], prompt_store=store, **options
+            model, processor, "What is this?", images=[picture], prompt_store=store, **options
         ).cached_tokens
         for picture in (*pictures, pictures[0])
     ]
@@ -55,16 +58,17 @@ def test_a_picture_is_known_by_its_content(demo: Any, rng: np.random.Generator) 
 
 
 def test_it_outlives_the_process_and_belongs_to_one_model(demo: Any, tmp_path: Path) -> None:
-    store = open_prompt_store(*demo, tmp_path / "kept.safetensors")
+    store = open_prompt_store(*demo, path=tmp_path / "kept.safetensors")
     first = ask(demo, QUESTIONS[0], prompt_store=store)
     store.save()
-    again = open_prompt_store(*load("demo", check_limits=False), tmp_path / "kept.safetensors")
+    model, processor = load("demo", check_limits=False)
+    again = open_prompt_store(model, processor, tmp_path / "kept.safetensors")
     result = ask(demo, QUESTIONS[0], prompt_store=again)
     assert result.tokens == first.tokens
     assert result.prompt_tokens - result.cached_tokens < 30
-    other = load("demo", check_limits=False, quantize=8)
+    other, processor = load("demo", check_limits=False, quantize=8)
     with pytest.raises(PromptCacheError, match="it is of another model"):
-        open_prompt_store(*other, tmp_path / "kept.safetensors")
+        open_prompt_store(other, processor, tmp_path / "kept.safetensors")
 
 
 def test_a_cache_and_a_store_exclude_each_other(demo: Any) -> None:
