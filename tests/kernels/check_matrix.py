@@ -10,6 +10,7 @@ import multiprocessing
 import runpy
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,8 +26,12 @@ from pairwise import Choice, cover_pairs
 from quantized_truth import FORMATS
 from ring_calls import SCORES, RingCall
 
-from mlx_gemma4.kernels import qkv_norm_rope, residual_norms, shared_decode
+from mlx_gemma4.api import load
+from mlx_gemma4.generation.generate import generate_step
+from mlx_gemma4.kernels import qkv_norm_rope, registry, residual_norms, shared_decode
 from mlx_gemma4.kernels.kernel import dtype_name
+from mlx_gemma4.model.gemma4 import Gemma4
+from mlx_gemma4.processing.processor import Processor
 
 SHORT, LONG = (1, 2, 7, 31, 32, 33), (1023, 1024, 1025, 2500)
 GROUPS = (2, 4, 8, 16)
@@ -195,6 +200,50 @@ def quantized_checks() -> Iterator[Check]:
         )
 
 
+@cache
+def demo(bits: int | None) -> tuple[Gemma4, Processor]:
+    """Return the demo checkpoint in float32, or quantized so."""
+    return load("demo", dtype="float32", quantize=bits)
+
+
+def greedy_tokens(bits: int | None, prompt: str) -> list[int]:
+    """Return 16 tokens, whatever they are."""
+    model, processor = demo(bits)
+    return [token for token, _ in generate_step(processor(prompt), model, max_tokens=16)]
+
+
+def answer_checks() -> Iterator[Check]:
+    """The demo checkpoint answers 20 prompts on all kernels as on none, 16 tokens each."""
+
+    def check(bits: int | None, prompt: str) -> None:
+        with registry.forced():
+            plain = greedy_tokens(bits, prompt)
+        assert not simulator.launches
+        simulator.mode = "run"
+        try:
+            with registry.forced(*registry.KERNELS):
+                tokens = greedy_tokens(bits, prompt)
+        finally:
+            simulator.mode = "check"
+        assert tokens == plain, f"{tokens}, not {plain}"
+        layers = demo(bits)[0].config.text_config.num_hidden_layers
+        launched = Counter(launch.name for launch in simulator.launches)
+        assert launched["residual_norms"] == 16 * 2 * layers
+        assert launched["qkv_norm_rope"] == 16 * layers
+        assert launched["sliding_decode"] == 15 * (layers - 1)
+        if bits:
+            assert launched["gate_up_geglu"] >= 15 * layers
+            assert launched["quantized_matvec"] >= 15 * 3 * layers
+
+    words = ["tiger", "lemon", "cloud", "plane", "apple", "river", "stone", "music"]
+    prompts = [f"Say this again: {' '.join(words[i : i + 3])}" for i in range(6)]
+    prompts += [f"Write backwards: {words[i]} {words[-1 - i]}" for i in range(6)]
+    prompts += [f"What is {17 * i} + {31 - i}?" for i in range(8)]
+    for bits, prompt in product((None, 4, 8), prompts):
+        label = f"{f'{bits} bits' if bits else 'float32'}, {prompt}"
+        yield Check("answers", label, lambda b=bits, p=prompt: check(b, p))
+
+
 PARTS = {
     "norms": norm_checks,
     "decode": decode_checks,
@@ -203,6 +252,7 @@ PARTS = {
     "tiles": tiles_checks,
     "shared": shared_checks,
     "quantized": quantized_checks,
+    "answers": answer_checks,
 }
 
 
