@@ -1,6 +1,7 @@
 """How good a checkpoint is beside another: next-token distributions over a set of prompts."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -223,8 +224,7 @@ def _run(
 ) -> FinalStates:
     """Return the final states at the scored positions."""
     run = LayerwiseRun(checkpoint, [prompt.inputs for prompt in scored])
-    for _ in run.layers(on_prompt):
-        pass  # the states go through each layer as it is
+    deque(run.layers(on_prompt), maxlen=0)  # the states go through each layer as it is
     return run.finish([prompt.positions for prompt in scored])
 
 
