@@ -177,7 +177,7 @@ class Verdicts:
 
     def _note_crash(self) -> None:
         """Record the kernel during whose trial a process ended without another word."""
-        if self.running is not None and not _is_alive(self.running[1]):
+        if self.running is not None and not is_alive(self.running[1]):
             reason = "the process ended while it ran; mlx-gemma4 tune tries it again"
             self.checks[self.running[0]] = reason
             self._mark(None)
@@ -200,7 +200,8 @@ def _read_timing(document: Any) -> Timing:
     return timing
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process with this number runs."""
     try:
         os.kill(process, 0)  # signal 0 only asks
     except ProcessLookupError:

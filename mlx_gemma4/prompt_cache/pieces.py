@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mlx_gemma4.errors import CheckpointError, PromptCacheError
+from mlx_gemma4.kernels.verdicts import is_alive
 from mlx_gemma4.prompt_cache.fingerprint import Fingerprint, LayerLayout
 from mlx_gemma4.weights.header import StoredTensor, read_header
 from mlx_gemma4.weights.reading import read_rows
@@ -164,7 +165,7 @@ def remove_partial(file: Path) -> None:
     """Remove what processes that have ended have left of a file half-written."""
     for partial in file.parent.glob(f".{file.name}.*{SUFFIX}"):
         process = partial.name.removeprefix(f".{file.name}.").removesuffix(SUFFIX)
-        if process.isdecimal() and not _is_alive(int(process)):
+        if process.isdecimal() and not is_alive(int(process)):
             with suppress(OSError):
                 partial.unlink()
 
@@ -293,13 +294,3 @@ def _checksum(metadata: Mapping[str, str]) -> str:
 def _sha256(array: mx.array) -> str:
     words = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array  # NumPy has none
     return hashlib.sha256(np.array(words, copy=False).data).hexdigest()
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is somebody else's
-        return True
-    return True
