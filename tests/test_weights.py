@@ -412,6 +412,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "other groups": (quantize_in_other_groups, r"84 of a wrong shape: .*scales is"),
     "truncated": (truncate, r"model\.safetensors is truncated: it has .* bytes of .*again"),
     "header garbled": (garble_header, r"model\.safetensors is no proper .*not JSON"),
+    **{
+        f"header with {what}": (
+            lambda f, value=value: rewrite_header(f, lambda h: first(h).update(note=value)),
+            r"not JSON",
+        )
+        for what, value in {"half a character": "\ud800", "a NaN": math.nan}.items()
+    },
     "header length garbled": (garble_header_length, r"a header of 18,446,744,073,709,551,615"),
     "empty": (empty_file, r"model\.safetensors is no proper safetensors file .*file of 0\)"),
     "unknown dtype": (lambda f: change_dtype(f, "F7_X"), r"has dtype F7_X; known are BOOL"),

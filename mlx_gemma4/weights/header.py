@@ -62,7 +62,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
                 raise _corrupt(file, f"a header of {length:,} bytes in a file of {size:,}")
-            header = json.loads(stream.read(length))
+            header = _parse(stream.read(length))
     except OSError as error:
         raise CheckpointError(
             f"cannot read {file}: {error.strerror}; check its permissions"
@@ -83,6 +83,18 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     }
     _check_extents(file, tensors, 8 + length, size)
     return tensors
+
+
+def _parse(content: bytes) -> Any:
+    """Return JSON as MLX reads it too: in UTF-8, with whole characters and finite numbers.
+
+    Raises:
+        ValueError: It is none.
+    """
+    header = json.loads(content.decode())
+    # Python takes NaN, 1e999, and half a surrogate pair; writing it strictly finds them all.
+    json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
+    return header
 
 
 def _read_entry(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
