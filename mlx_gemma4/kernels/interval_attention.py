@@ -18,6 +18,9 @@ SCORE_BLOCK_BYTES = 64 << 20
 MIN_BLOCK_QUERIES = 128
 _INTERVALS_PER_BLOCK = 8
 
+# Queries up to which multiplying by whole packed rows is cheaper than copying a part of them.
+_MAX_PACKED_LENGTH = 8
+
 
 class IntervalMask:
     """The visible keys of each query, as an interval and the positions of the keys.
@@ -104,8 +107,40 @@ def interval_attention(q: mx.array, k: mx.array, v: mx.array, mask: IntervalMask
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
 
+def packed_attention(q: mx.array, rows: mx.array, value_start: int, mask: IntervalMask) -> mx.array:
+    """Return attention over rows that hold key and value side by side.
+
+    Args:
+        q: [B, H, L, Dh] floating point.
+        rows: [B, K, S, row_dims]; the key is row[:Dh], the value row[value_start:].
+        value_start: First dimension of the value.
+        mask: Of L queries and S keys.
+
+    Returns:
+        [B, H, L, row_dims - value_start] in the dtype of q.
+    """
+    Dh, row_dims = q.shape[-1], rows.shape[-1]
+    if _is_on_gpu() or not reads_in_place(q):
+        return interval_attention(q, rows[..., :Dh], rows[..., value_start:], mask)
+    # A query is 0 where the key is not, and what is not the value is left out.
+    whole = mx.pad(q, [(0, 0), (0, 0), (0, 0), (0, row_dims - Dh)])
+    return interval_attention(whole, rows, rows, mask)[..., value_start:]
+
+
+def reads_in_place(q: mx.array) -> bool:
+    """Whether `packed_attention` copies no rows: a CPU's products copy what is a part of rows.
+
+    For many queries, and for all that are not float32, whole rows cost more than the copy.
+    """
+    return _is_on_gpu() or (q.shape[2] <= _MAX_PACKED_LENGTH and q.dtype == mx.float32)
+
+
+def _is_on_gpu() -> bool:
+    return mx.default_device() == mx.Device(mx.gpu)
+
+
 def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-    if mx.default_device() == mx.Device(mx.gpu):
+    if _is_on_gpu():
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask)
     return _attend_head_rows(q, k, v, mask)
 
@@ -117,6 +152,7 @@ def _attend_head_rows(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | No
     """
     B, H, L, Dk = q.shape
     K, S, Dv = v.shape[1:]
+    k = mx.contiguous(k)  # a product would make the copy itself, transposed and thrice as slowly
     scores = (q.reshape(B, K, -1, Dk) @ k.swapaxes(-1, -2)).reshape(B, K, H // K, L, S)
     scores = scores.astype(mx.float32)
     if mask is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from mlx_gemma4.kernels.interval_attention import IntervalMask, interval_attention
+from mlx_gemma4.kernels.interval_attention import IntervalMask, packed_attention
 
 HEAD_DIMS = (128, 256)  # that the kernels over a ring know
 
@@ -68,6 +68,4 @@ def ring_attention(q: mx.array, rows: RingRows, mask: IntervalMask) -> tuple[mx.
         rows: In the dtype of q, H a multiple of K.
         mask: Of L queries; its key positions are those of `rows.fetch()`.
     """
-    fetched = rows.fetch()
-    Dh = q.shape[-1]
-    return (interval_attention(q, fetched[..., :Dh], fetched[..., Dh:], mask),)
+    return (packed_attention(q, rows.fetch(), q.shape[-1], mask),)

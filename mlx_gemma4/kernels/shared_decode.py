@@ -12,7 +12,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_gemma4.kernels import registry
-from mlx_gemma4.kernels.interval_attention import IntervalMask, interval_attention
+from mlx_gemma4.kernels.interval_attention import (
+    IntervalMask,
+    interval_attention,
+    packed_attention,
+    reads_in_place,
+)
 from mlx_gemma4.kernels.kernel import Case, Kernel, Sizes
 from mlx_gemma4.kernels.merge_splits import merge_splits, num_splits
 from mlx_gemma4.kernels.metal_kernel import MetalKernel, pack_params
@@ -65,7 +70,8 @@ def define(
         mask: Of L queries and the keys in use.
         k_weight: [rotated].
         periods: [rotated / 2] float32.
-        block_keys: Keys that are unpacked at a time; None is as many as bounded memory allows.
+        block_keys: Keys that are unpacked at a time; None is as many as bounded memory allows, or
+            all where nothing need be unpacked.
     """
     Dh, key_heads = q.shape[-1], rows.rows.shape[1]
     size = num_block_keys(q, key_heads) if block_keys is None else block_keys
@@ -74,9 +80,10 @@ def define(
         waiting = replace(rows, rows=mx.depends([rows.rows], after)[0])
         return waiting.keys_and_values(start, stop, Dh, k_weight, periods)
 
-    # Rows of 16 bits are keys and values as they are; the CPU's products would copy all of them.
-    is_whole = rows.scales is None and rows.has_keys(Dh) and mx.default_device().type == mx.gpu
-    if is_whole or rows.used <= size:
+    is_packed = rows.scales is None and rows.has_keys(Dh)
+    if is_packed and block_keys is None and reads_in_place(q):
+        return (packed_attention(q, rows.rows[:, :, : rows.used], k_weight.size, mask),)
+    if rows.used <= size:
         keys, values = rows.keys_and_values(0, rows.used, Dh, k_weight, periods)
         return (interval_attention(q, keys, values, mask),)
     return (online_attention(q, fetch, mask, key_heads, size),)

@@ -3,7 +3,12 @@ import numpy as np
 import pytest
 
 from mlx_gemma4.kernels import interval_attention as op
-from mlx_gemma4.kernels.interval_attention import IntervalMask, interval_attention
+from mlx_gemma4.kernels.interval_attention import (
+    IntervalMask,
+    interval_attention,
+    packed_attention,
+    reads_in_place,
+)
 
 # queries heads, key heads, key dims, value dims
 SHAPES = [(4, 2, 32, 32), (4, 1, 48, 40), (3, 3, 16, 16)]
@@ -63,6 +68,49 @@ def test_rows_of_a_batch_have_positions_of_their_own(rng):
     lo = np.maximum(hi - 4, 0).astype(np.int32)
     out = run(q, k, v, IntervalMask(lo, hi, positions))
     np.testing.assert_allclose(out, reference(q, k, v, lo, hi, positions), atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("L", [1, 8, 9])
+@pytest.mark.parametrize("value_start", [16, 4])
+def test_packed_rows_are_keys_and_values_side_by_side(rng, value_start, L, dtype):
+    """Rows [key | value], and rows whose key and value overlap, as global layers keep them."""
+    Dh, S = 16, 23
+    q, rows, _ = drawn(rng, 2, 4, 2, L, S, value_start + Dh, 1)
+    q = q[..., :Dh]
+    positions = np.stack([rng.permutation(S), np.arange(S)]).astype(np.int32)
+    lo, hi = intervals(rng, 2, L, np.arange(S, dtype=np.int32))
+    q, rows = mx.array(q).astype(dtype), mx.array(rows).astype(dtype)
+    out = packed_attention(q, rows, value_start, IntervalMask(lo, hi, positions))
+    assert out.dtype == dtype
+    exact_q, exact_rows = (np.array(array.astype(mx.float32)) for array in (q, rows))
+    truth = reference(
+        exact_q, exact_rows[..., :Dh], exact_rows[..., value_start:], lo, hi, positions
+    )
+    # bfloat16 scores, weights, and sums are each rounded to 8 bits.
+    np.testing.assert_allclose(
+        out.astype(mx.float32), truth, atol=2e-5 if dtype == mx.float32 else 0.1
+    )
+
+
+def test_few_queries_copy_no_packed_rows(rng):
+    Dh, S = 64, 8192
+    q, rows, _ = drawn(rng, 1, 4, 1, 9, S, 2 * Dh, 1)
+    q, rows = mx.array(q[..., :Dh]), mx.array(rows)
+    peaks = []
+    for L in (1, 9):
+        hi = np.full((1, L), S - 1, np.int32)
+        mask = IntervalMask(np.zeros_like(hi), hi, np.arange(S, dtype=np.int32)[None])
+        queries = mx.contiguous(q[:, :, :L])
+        mx.eval(queries, rows)
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(packed_attention(queries, rows, Dh, mask))
+        peaks.append(mx.get_peak_memory() - before)
+        assert reads_in_place(queries) == (L == 1)
+    assert peaks[0] < rows.nbytes / 4
+    assert peaks[1] > rows.nbytes / 2  # a copy of the keys, and one of the values
 
 
 @pytest.mark.parametrize(("H", "K", "Dk", "Dv"), SHAPES)
