@@ -73,7 +73,15 @@ class Walk:
 
     def check(self, logits, prompt):
         plain = np.array(self.model(prompt))[-len(logits) :]
-        difference(logits, plain).assert_within(RELATIVE_RMS)
+        bars = RELATIVE_RMS, 1e-6
+        if self.model.kv_bits == 8:
+            # Rows were rounded, whichever way they were read: where a value is halfway between two
+            # codes, one way may round it up and another down.  Few are.
+            exact, plain = plain, np.array(self.model(prompt, self.model.make_cache()))
+            plain = plain[-len(logits) :]
+            rounding = difference(plain, exact)
+            bars = bars[0] + rounding.relative_rms / 4, bars[1] + rounding.mean_kl / 4
+        difference(logits, plain).assert_within(*bars)
         self.read += len(logits)
 
     def step(self):
@@ -159,6 +167,21 @@ def test_a_random_network(model, tmp_path, block):
         known += walk.known
     assert set(counts) == set(OPERATIONS)
     assert known > 2000
+
+
+@pytest.mark.parametrize(("kv_bits", "kv_rows"), [(16, "value"), (8, "shared"), (8, "value")])
+def test_other_kinds_of_rows(model, tmp_path, monkeypatch, kv_bits, kv_rows):
+    monkeypatch.setattr(model, "kv_bits", kv_bits)
+    monkeypatch.setattr(model, "kv_rows", kv_rows)
+    counts, known = Counter(), 0
+    for seed in range(500, 540):
+        walk = Walk(model, tmp_path / str(seed), seed, longest=90)
+        for _ in range(5):
+            walk.step()
+        counts += walk.counts
+        known += walk.known
+    assert set(counts) == set(OPERATIONS)
+    assert known > 1600
 
 
 @pytest.mark.parametrize("seed", range(2))
