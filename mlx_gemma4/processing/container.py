@@ -17,6 +17,7 @@ from mlx_gemma4.errors import InputError
 from mlx_gemma4.processing.source import missing_extra
 
 if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
     from av.container import InputContainer
 
 # Everything people record, but no playlists, image sequences, or devices: those name other files.
@@ -32,7 +33,7 @@ class SoundBlocks:
 
     Attributes:
         sample_rate: In Hz.
-        num_channels: Of each block.
+        num_channels: Of the first block.
         seconds: Length that the header announces; None if it does not.
         blocks: [n, num_channels] float32 each, of any lengths.
     """
@@ -111,7 +112,25 @@ def _frames(
         # Pictures may go on after the sound has ended, so beside them the length says nothing.
         length = 0 if container.streams.video else container.duration
         seconds = length / av.time_base if length else None
-        to_float = av.AudioResampler(format="fltp")
-        for frame in container.decode(audio=0):
-            for converted in to_float.resample(frame):
-                yield converted.sample_rate, seconds, converted.to_ndarray().T
+        for frame in _to_float(container.decode(audio=0)):
+            yield frame.sample_rate, seconds, frame.to_ndarray().T
+
+
+def _to_float(frames: Iterator["AudioFrame"]) -> Iterator["AudioFrame"]:
+    """Yield frames in float32 and at one sample rate, the first frame's.
+
+    Files that were put together from several change rate, channels, or format on the way.
+    """
+    from av import AudioResampler
+
+    resampler, source, rate = None, None, None
+    for frame in frames:
+        rate = rate or frame.sample_rate
+        if source != (source := (frame.format.name, frame.layout.name, frame.sample_rate)):
+            if resampler is not None:
+                yield from resampler.resample(None)
+            resampler = AudioResampler(format="fltp", rate=rate)
+        assert resampler is not None
+        yield from resampler.resample(frame)
+    if resampler is not None:
+        yield from resampler.resample(None)

@@ -174,6 +174,34 @@ def test_m4a_and_the_sound_of_a_video(data_folder: Path) -> None:
         assert loudest_hertz(loaded.samples[8000:24_000]) == pytest.approx(440, abs=3)
 
 
+def encode_aac(samples: np.ndarray, sample_rate: int) -> bytes:
+    """Return [n, channels] float32 as an .aac file, in which every frame tells its own format."""
+    import av
+
+    file = io.BytesIO()
+    layout = {1: "mono", 2: "stereo"}[samples.shape[1]]
+    with av.open(file, "w", format="adts") as container:
+        stream = container.add_stream("aac", rate=sample_rate, layout=layout)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), "fltp", layout)
+        frame.sample_rate = sample_rate
+        for part in (frame, None):
+            container.mux(stream.encode(part))
+    return file.getvalue()
+
+
+def test_a_sound_that_changes_its_format_on_the_way() -> None:
+    """Recordings that were joined: half of it mono at 22,050 Hz, half stereo at 44,100."""
+    pytest.importorskip("av")
+    first = np.sin(2 * np.pi * 440 * np.arange(44_100) / 22_050)[:, None]
+    second = np.sin(2 * np.pi * 880 * np.arange(88_200) / 44_100)[:, None].repeat(2, axis=1)
+    data = encode_aac(0.5 * first.astype(np.float32), 22_050)
+    data += encode_aac(0.5 * second.astype(np.float32), 44_100)
+    samples = load_audio(data).samples
+    assert len(samples) / 16_000 == pytest.approx(4.0, abs=0.2)
+    assert loudest_hertz(samples[8000:24_000]) == pytest.approx(440, abs=3)
+    assert loudest_hertz(samples[40_000:56_000]) == pytest.approx(880, abs=3)
+
+
 def test_m4a_without_the_extra(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingExtraError, match=r'pip install "mlx-gemma4\[media\]"'):
