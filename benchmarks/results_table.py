@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_gemma4.bench.report import WHAT, Document
-from mlx_gemma4.cli.bench_tables import HEADINGS, describe_document, show_row
+from mlx_gemma4.cli.bench_tables import describe_document, table_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OWN = "mlx-gemma4"
@@ -118,8 +118,9 @@ def show_figure(case: Mapping[str, Any], program: str, figure: str, scale: float
 def write_bench(name: str, document: Document) -> str:
     """Return the section of a document of bench."""
     lines = [f"## {name}", "", "; ".join(describe_document(document)) + f"; {document.date[:10]}."]
-    lines += ["", row(list(HEADINGS)), row(["---"] * len(HEADINGS))]
-    lines += [row(list(show_row(measured))) for measured in document.rows]
+    headings, cells = table_of(document.rows)
+    lines += ["", row(list(headings)), row(["---"] * len(headings))]
+    lines += [row(list(of_row)) for of_row in cells]
     notes = [f"* {note}" for note in document.notes]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
 

@@ -8,6 +8,8 @@ from mlx_gemma4.errors import OptionError
 # Bits per weight that are the same but for what a front end adds.
 _SAME_BITS = 0.05
 _SAME_MEMORY = 0.02
+# What a document that does not say so was measured with: there was no choice.
+_OF_CACHE = {"kv_bits": 16, "kv_rows": "shared"}
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,12 @@ class Change:
     def speedup(self) -> float:
         """How many times faster the second is, by medians."""
         return self.first.median_s / self.second.median_s
+
+    @property
+    def energy_ratio(self) -> float | None:
+        """The second's energy over the first's, by medians; None where one was not read."""
+        first_j, second_j = self.first.energy_j, self.second.energy_j
+        return second_j / first_j if first_j and second_j is not None else None
 
     @property
     def is_clear(self) -> bool:
@@ -81,6 +89,8 @@ def compare_documents(first: Document, second: Document, *, anyway: bool = False
     ]
     if first.machine.state.power != second.machine.state.power:
         notes.append(f"power: {first.machine.state.power} and {second.machine.state.power}")
+    if first.power and second.power and first.power.covers != second.power.covers:
+        notes.append(f"energy is of {first.power.covers}, and of {second.power.covers}")
     copied = first.machine.copy_gb_per_s, second.machine.copy_gb_per_s
     if max(copied) > (1 + NOISE) * min(copied):
         notes.append(
@@ -102,9 +112,10 @@ def list_differences(first: Document, second: Document) -> list[str]:
             f"bits per weight {one.bits_per_weight:.2f} and {other.bits_per_weight:.2f}"
         )
     names = ("dtype", "num_parameters", "hidden_size", "num_hidden_layers", "vocab_size")
-    for name in names:
-        if getattr(one, name) != getattr(other, name):
-            differences.append(f"model.{name} {getattr(one, name)} and {getattr(other, name)}")
+    for name in (*names, *_OF_CACHE):
+        values = [getattr(model, name) or _OF_CACHE.get(name) for model in (one, other)]
+        if values[0] != values[1]:
+            differences.append(f"model.{name} {values[0]} and {values[1]}")
     for name in ("chip", "device", "gpu_cores", "cpu_cores", "blas"):
         values = getattr(first.machine, name), getattr(second.machine, name)
         if values[0] != values[1]:

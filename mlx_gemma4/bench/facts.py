@@ -8,6 +8,7 @@ from typing import cast
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from mlx_gemma4.cache import PromptCache, SharedCache
 from mlx_gemma4.config import QuantizationSettings
 from mlx_gemma4.kernels import registry
 from mlx_gemma4.kernels.kernel import Sizes, dtype_name
@@ -31,6 +32,9 @@ class ModelFacts:
         dtype: Of activations.
         weights_bytes: In memory.
         token_bytes: Of the decoder's parameters, which each token reads.
+        kv_bits: Of global layers' rows in the cache; None in documents of before there was a
+            choice: these were of 16, and shared.
+        kv_rows: What these rows are, "shared" or "value".
     """
 
     num_parameters: int
@@ -44,6 +48,8 @@ class ModelFacts:
     num_hidden_layers: int
     vocab_size: int
     sliding_window: int
+    kv_bits: int | None = None
+    kv_rows: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,15 @@ def describe_model(
         num_hidden_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
         sliding_window=text.sliding_window,
+        kv_bits=kv_bits_of(model.make_cache()),
+        kv_rows=model.kv_rows,
     )
+
+
+def kv_bits_of(prompt_cache: PromptCache) -> int:
+    """Return the bits of global layers' rows in a cache."""
+    caches = (cache for cache in prompt_cache if isinstance(cache, SharedCache))
+    return next(cache.row_format.bits for cache in caches)
 
 
 def check_kernels(

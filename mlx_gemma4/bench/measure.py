@@ -5,7 +5,7 @@ the rounds counts, and their spread tells how far it can be trusted.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,7 +15,8 @@ import numpy as np
 
 from mlx_gemma4.api import stream_generate
 from mlx_gemma4.bench.chips import Chip
-from mlx_gemma4.bench.facts import ModelFacts
+from mlx_gemma4.bench.facts import ModelFacts, kv_bits_of
+from mlx_gemma4.bench.power import EnergyMeter, Span
 from mlx_gemma4.bench.report import Row
 from mlx_gemma4.bench.roofline import (
     attention_operations,
@@ -88,6 +89,7 @@ class Bench:
         workload: What to measure.
         ceiling: What the machine allows.
         progress: Called with what is going on.
+        meter: Of energy, if it can be read.
     """
 
     def __init__(
@@ -98,11 +100,12 @@ class Bench:
         workload: Workload,
         ceiling: Chip,
         progress: Progress,
+        meter: EnergyMeter | None = None,
     ) -> None:
         self.notes: list[str] = []
         self._model, self._processor, self._facts = model, processor, facts
         self._workload, self._ceiling, self._progress = workload, ceiling, progress
-        self._text = model.config.text_config
+        self._meter, self._text = meter, model.config.text_config
 
     def rows(self) -> Iterator[Row]:
         """Yield each row as soon as it is measured."""
@@ -122,7 +125,7 @@ class Bench:
 
     def _measure_prompt(self, length: int) -> Iterator[Row]:
         """Yield how fast a prompt is read, and how fast an answer follows it."""
-        work, plan = self._workload, self._plan(length, self._workload.tokens)
+        work, plan = self._workload, self.plan(length, self._workload.tokens)
         if plan is None:
             return
         label = f"{length:,} tokens"
@@ -130,12 +133,14 @@ class Bench:
         self._read(min(length, plan.prefill_step_size), 2)
         mx.clear_cache()
         mx.reset_peak_memory()
-        read_s, answer_s = [], []
+        reads, answers, kv_bits = list[Span](), list[Span](), 0
         for turn in range(work.rounds):
             self._progress(f"{label}, round {turn + 1} of {work.rounds}")
-            start, *times = self._read(length, work.tokens + 1)
-            read_s.append(times[0] - start)
-            answer_s.append(times[-1] - times[0])
+            times, kv_bits = self._read(length, work.tokens + 1)
+            reads.append((times[0], times[1]))
+            answers.append((times[1], times[-1]))
+        if kv_bits != self._facts.kv_bits:
+            self.notes.append(f"{label}: {kv_bits} bits in the cache")
         yield Row(
             "prefill",
             "",
@@ -143,10 +148,10 @@ class Bench:
             0,
             length,
             "tokens",
-            tuple(read_s),
-            *self._least_prefill(0, length, plan),
             peak_bytes=mx.get_peak_memory(),
             planned_bytes=plan.total_bytes,
+            **self.least_prefill(0, length, plan.prefill_step_size),
+            **measured(reads, self._meter),
         )
         yield Row(
             "decode",
@@ -155,36 +160,37 @@ class Bench:
             length,
             work.tokens,
             "tokens",
-            tuple(answer_s),
-            *self._least_decode(length),
+            **self._least_decode(length, kv_bits),
+            **measured(answers, self._meter),
         )
 
     def _measure_after(
         self, measure: Literal["first token", "prefill"], depth: int, length: int
     ) -> Iterator[Row]:
         """Yield how long it takes to read `length` positions, and choose a token, behind others."""
-        plan, rounds = self._plan(depth, length), self._workload.rounds
+        plan, rounds = self.plan(depth, length), self._workload.rounds
         if plan is None:
             return
-        inputs, samples = self._inputs(length), []
+        inputs, spans = self.inputs(length), list[Span]()
         for turn in range(rounds + 1):
             self._progress(f"{length:,} after {depth:,} tokens, round {turn} of {rounds}")
             cache = self._model.make_cache()
-            mx.eval(prefill(self._inputs(depth), self._model, cache))
+            mx.eval(prefill(self.inputs(depth), self._model, cache))
             mx.synchronize()
             start = time.perf_counter()
             for _ in generate_step(inputs, self._model, max_tokens=1, prompt_cache=cache):
-                samples.append(time.perf_counter() - start)
-        counted, least = tuple(samples[1:]), self._least_prefill(depth, length, plan)
+                spans.append((start, time.perf_counter()))
+        found = self.least_prefill(depth, length, plan.prefill_step_size)
+        found |= measured(spans[1:], self._meter)
         if measure == "prefill":
-            yield Row("prefill", "", length, depth, length, "tokens", counted, *least)
+            yield Row("prefill", "", length, depth, length, "tokens", **found)
         else:
-            yield Row("first token", "prefix hit", length, depth, 1, "", counted, *least)
+            yield Row("first token", "prefix hit", length, depth, 1, "", **found)
 
     def _measure_batch(self, size: int) -> Iterator[Row]:
         """Yield how fast so many answers come together, when all their prompts have been read."""
         work, length = self._workload, min(self._workload.prompts)
-        samples, amount = list[float](), 0
+        spans, amount = list[Span](), 0
         for turn in range(work.rounds + 1):
             self._progress(f"{size} answers at a time, round {turn} of {work.rounds}")
             steps: list[tuple[float, int]] = []
@@ -196,7 +202,7 @@ class Bench:
                 progress=lambda tokens, steps=steps: steps.append((time.perf_counter(), tokens)),
             )
             requests = (
-                BatchRequest(key=key, inputs=self._inputs(length), max_tokens=work.tokens + 1)
+                BatchRequest(key=key, inputs=self.inputs(length), max_tokens=work.tokens + 1)
                 for key in range(size)
             )
             for done in batch.answer(requests):
@@ -205,10 +211,10 @@ class Bench:
                     return
             if batch.is_short_of_memory:
                 self.notes.append(f"{size} answers at a time: memory was short, fewer were")
-            samples.append(steps[-1][0] - steps[0][0])
+            spans.append((steps[0][0], steps[-1][0]))
             amount = steps[-1][1] - steps[0][1]
-        counted = tuple(samples[1:])
-        yield Row("batch", f"{size} at a time", work.tokens, length, amount, "tokens", counted)
+        found = measured(spans[1:], self._meter)
+        yield Row("batch", f"{size} at a time", work.tokens, length, amount, "tokens", **found)
 
     def _measure_medium(self, medium: Literal["picture", "sound"]) -> Iterator[Row]:
         """Yield how fast a medium is prepared and embedded, and how long its question takes."""
@@ -225,8 +231,8 @@ class Bench:
             ("embedded", lambda: mx.eval([part for _, part in self._model.soft_tokens(inputs)])),
         ):
             self._progress(f"{medium}, {case}")
-            samples = take_samples(function, self._workload.rounds)
-            yield Row(medium, case, soft_tokens, 0, amount, unit, samples)
+            spans = take_spans(function, self._workload.rounds)
+            yield Row(medium, case, soft_tokens, 0, amount, unit, **measured(spans, self._meter))
         yield self._measure_answer(f"with a {medium}", media)
 
     def _measure_answer(self, case: str, media: dict[str, Any]) -> Row:
@@ -235,38 +241,43 @@ class Bench:
         ask = partial(
             stream_generate, self._model, self._processor, QUESTION, max_tokens=1, temp=0, **media
         )
-        samples = take_samples(lambda: list(ask()), self._workload.rounds)
-        return Row("first token", case, len(self._processor(QUESTION, **media)), 0, 1, "", samples)
+        spans = take_spans(lambda: list(ask()), self._workload.rounds)
+        length = len(self._processor(QUESTION, **media))
+        return Row("first token", case, length, 0, 1, "", **measured(spans, self._meter))
 
-    def _read(self, length: int, tokens: int) -> list[float]:
-        """Read a prompt and answer it; return when it began, and when each token was there."""
-        inputs = self._inputs(length)
+    def _read(self, length: int, tokens: int) -> tuple[list[float], int]:
+        """Read a prompt and answer it.
+
+        Returns:
+            When it began and when each token was there, and the bits that the cache had.
+        """
+        inputs, cache = self.inputs(length), self._model.make_cache()
         mx.synchronize()
         times = [time.perf_counter()]
-        for _ in generate_step(inputs, self._model, max_tokens=tokens):
+        for _ in generate_step(inputs, self._model, max_tokens=tokens, prompt_cache=cache):
             times.append(time.perf_counter())
-        return times
+        return times, kv_bits_of(cache)
 
-    def _inputs(self, length: int) -> ModelInputs:
+    def inputs(self, length: int) -> ModelInputs:
         """Return a prompt of ordinary tokens, the same in every run."""
         first = min(_FIRST_ORDINARY_ID, self._text.vocab_size // 2)
         ids = np.random.default_rng(0).integers(first, self._text.vocab_size, length)
         return ModelInputs.from_ids(ids)
 
-    def _plan(self, length: int, tokens: int) -> MemoryPlan | None:
+    def plan(self, length: int, tokens: int) -> MemoryPlan | None:
         """Return how a prompt is read that so many more follow; None, and a note, if it cannot."""
         most = self._text.max_position_embeddings
         if length + tokens > most:
             self.notes.append(f"{length:,} tokens were left out: the model's context is {most:,}")
             return None
-        inputs, cache = self._inputs(length), self._model.make_cache()
+        inputs, cache = self.inputs(length), self._model.make_cache()
         try:
             return plan_reading(inputs, self._model, cache, max_tokens=tokens)
         except (InputError, MemoryLimitError) as error:
             self.notes.append(f"{length:,} tokens were left out: {error}")
             return None
 
-    def _least_decode(self, depth: int) -> tuple[float, float, int]:
+    def _least_decode(self, depth: int, kv_bits: int) -> dict[str, Any]:
         """Return the least seconds of an answer by bandwidth and arithmetic, and its bytes."""
         tokens, item_bytes = self._workload.tokens, self._model.dtype.size
         context = depth + tokens // 2
@@ -274,12 +285,16 @@ class Bench:
         operations = sum(attention_operations(self._text, window=seen, context=context))
         operations += 2 * sum(count for _, count in matrices(self._text))
         read_bytes = self._facts.token_bytes + sliding_bytes(self._text, context, item_bytes)
-        read_bytes += global_bytes(self._text, context, item_bytes, rows="shared")
+        read_bytes += global_bytes(self._text, context, item_bytes, self._model.kv_rows, kv_bits)
         reading_s = tokens / decode_tokens_per_s(self._ceiling, read_bytes)
         arithmetic_s = tokens * operations / (self._ceiling.vector_tflops * 1e12)
-        return reading_s, arithmetic_s, round(tokens * read_bytes)
+        return {
+            "reading_s": reading_s,
+            "arithmetic_s": arithmetic_s,
+            "read_bytes": round(tokens * read_bytes),
+        }
 
-    def _least_prefill(self, depth: int, length: int, plan: MemoryPlan) -> tuple[float, float, int]:
+    def least_prefill(self, depth: int, length: int, step_size: int) -> dict[str, Any]:
         """Return the same for reading a prompt: every chunk reads every matrix."""
 
         def arithmetic_s(positions: int) -> float:
@@ -287,20 +302,42 @@ class Bench:
                 return 0.0
             return positions / prefill_tokens_per_s(self._ceiling, self._text, positions)
 
-        read_bytes = -(-length // plan.prefill_step_size) * self._facts.token_bytes
-        seconds = arithmetic_s(depth + length) - arithmetic_s(depth)
-        return read_bytes / self._ceiling.bandwidth, seconds, read_bytes
+        read_bytes = -(-length // step_size) * self._facts.token_bytes
+        return {
+            "reading_s": read_bytes / self._ceiling.bandwidth,
+            "arithmetic_s": arithmetic_s(depth + length) - arithmetic_s(depth),
+            "read_bytes": read_bytes,
+        }
 
 
-def take_samples(function: Callable[[], object], rounds: int) -> tuple[float, ...]:
-    """Return how many seconds a function takes, without the first time."""
-    seconds = []
+def take_spans(function: Callable[[], object], rounds: int) -> list[Span]:
+    """Return when a function ran, without the first time."""
+    spans = list[Span]()
     for _ in range(rounds + 1):
         mx.synchronize()
         start = time.perf_counter()
         function()
-        seconds.append(time.perf_counter() - start)
-    return tuple(seconds[1:])
+        spans.append((start, time.perf_counter()))
+    return spans[1:]
+
+
+def measured(
+    spans: Sequence[Span], meter: EnergyMeter | None, times: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Return the samples of a row: seconds, and joules where they are read.
+
+    Args:
+        spans: One a round.
+        meter: Of energy.
+        times: How often it was done in each span; None is once.
+    """
+    counts = times or [1] * len(spans)
+    seconds = ((stop - start) / n for (start, stop), n in zip(spans, counts, strict=True))
+    joules = meter and meter.samples_j(spans)
+    return {
+        "samples_s": tuple(seconds),
+        "samples_j": joules and tuple(j / n for j, n in zip(joules, counts, strict=True)),
+    }
 
 
 def _draw_noise() -> np.ndarray:

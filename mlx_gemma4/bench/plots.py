@@ -127,7 +127,7 @@ def describe(document: Document) -> str:
 
 def _rows(document: Document, measure: str) -> list[Row]:
     """Return the rows of a measure that tell of whole prompts, the shortest first."""
-    rows = [row for row in document.rows if row.measure == measure]
+    rows = [row for row in document.rows if row.measure == measure and not row.case]
     if measure == "prefill":
         rows = [row for row in rows if row.depth == 0]
     return sorted(rows, key=lambda row: (row.depth, row.length))

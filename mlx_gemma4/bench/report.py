@@ -12,13 +12,14 @@ import tempfile
 import types
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mlx_gemma4.bench.facts import KernelFinding, ModelFacts, Quality
 from mlx_gemma4.bench.machine import Machine
+from mlx_gemma4.bench.power import PowerFacts
 from mlx_gemma4.errors import InputError, OptionError
 
 SCHEMA = 1
@@ -31,7 +32,18 @@ _MAX_BYTES = 16 << 20
 _PATH = re.compile(r"(?<![\w.)])~?(?:/[\w.@+-]+)+/?|\b[A-Za-z]:\\\S+")
 _Record = TypeVar("_Record")
 
-Measure = Literal["start", "load", "first token", "prefill", "decode", "batch", "picture", "sound"]
+Measure = Literal[
+    "start",
+    "load",
+    "first token",
+    "prefill",
+    "decode",
+    "batch",
+    "picture",
+    "sound",
+    "request",
+    "conversion",
+]
 
 
 @dataclass(frozen=True)
@@ -44,13 +56,14 @@ class Row:
         length: Positions that are read, or tokens that are generated, in each sample.
         depth: Positions that are in the cache before.
         amount: What a sample gets done, in `unit`.
-        unit: "tokens", "soft tokens", "seconds of sound"; empty where only the time counts.
+        unit: "tokens", "soft tokens", "seconds of sound", "GB"; empty where only the time counts.
         samples_s: Seconds, one a round.
         reading_s: The least that the memory's bandwidth allows; None where it is no limit.
         arithmetic_s: The least that arithmetic allows.
         read_bytes: Of weights and cache, which the bandwidth has to carry in each sample.
         peak_bytes: That MLX held at most.
         planned_bytes: What `memory` had planned for it.
+        samples_j: Joules that the chip took, one a round; None where they were not read.
     """
 
     measure: Measure
@@ -65,11 +78,17 @@ class Row:
     read_bytes: int | None = None
     peak_bytes: int | None = None
     planned_bytes: int | None = None
+    samples_j: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check what every property divides by."""
         if not self.samples_s or min(self.samples_s) <= 0:
             raise ValueError("samples_s needs one time or more, all above 0")
+        energies = self.samples_j
+        if energies is not None and (
+            len(energies) != len(self.samples_s) or min(energies, default=0) < 0
+        ):
+            raise ValueError("samples_j needs as many energies as samples_s, none below 0")
 
     @property
     def key(self) -> tuple[str, str, int, int]:
@@ -79,10 +98,10 @@ class Row:
     @property
     def label(self) -> str:
         """What was measured, in words."""
-        if self.measure in ("prefill", "decode"):
-            after = f" after {self.depth:,}" if self.depth else ""
-            return f"{self.measure} {self.length:,}{after}"
-        return f"{self.measure}, {self.case}" if self.case else self.measure
+        label: str = self.measure
+        if self.measure in ("prefill", "decode", "request"):
+            label += f" {self.length:,}" + (f" after {self.depth:,}" if self.depth else "")
+        return f"{label}, {self.case}" if self.case else label
 
     @property
     def median_s(self) -> float:
@@ -93,6 +112,22 @@ class Row:
     def rate(self) -> float | None:
         """Units a second; None where only the time counts."""
         return self.amount / self.median_s if self.unit else None
+
+    @property
+    def energy_j(self) -> float | None:
+        """The energy in the middle; None where it was not read."""
+        return median(self.samples_j) if self.samples_j else None
+
+    @property
+    def unit_j(self) -> float | None:
+        """Joules a unit; of all of it where only the time counts."""
+        energy_j = self.energy_j
+        return energy_j / self.amount if self.unit and energy_j is not None else energy_j
+
+    @property
+    def power_w(self) -> float | None:
+        """Watts on average, those at rest included."""
+        return sum(self.samples_j) / sum(self.samples_s) if self.samples_j else None
 
     @property
     def spread(self) -> float:
@@ -127,6 +162,7 @@ class Document:
         quality: Of the checkpoint, where it is known.
         kernels: Findings, if every kernel was checked and timed anew.
         notes: What was left out or is to be known, one line each.
+        power: What energies are; None if there are none.
     """
 
     date: str
@@ -136,6 +172,7 @@ class Document:
     quality: Quality | None
     kernels: tuple[KernelFinding, ...]
     notes: tuple[str, ...]
+    power: PowerFacts | None = None
 
     def to_json(self) -> str:
         """Return it as JSON, without paths."""
@@ -262,11 +299,13 @@ def _read(kind: Any, value: Any, place: str) -> Any:
 
 
 def _read_record(kind: Any, value: Any, place: str) -> Any:
+    """Return a record; what has a default may be missing, as in a document of before it was."""
     hints = get_type_hints(kind)
-    names = {field.name for field in fields(kind)}
-    if not isinstance(value, dict) or value.keys() != names:
-        have = set(value) if isinstance(value, dict) else set()
-        wrong = ", ".join(sorted(str(name)[:40] for name in have ^ names)[:3])
+    known = {field.name for field in fields(kind)}
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    have = set(value) if isinstance(value, dict) else set()
+    if not isinstance(value, dict) or not needed <= have <= known:
+        wrong = ", ".join(sorted(str(name)[:40] for name in (needed - have) | (have - known))[:3])
         raise ValueError(f"{place or 'the document'} lacks or does not know {wrong}")
     parts = {
         name: _read(hints[name], part, f"{place}.{name}".lstrip("."))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlx_gemma4.bench.chips import Chip
-from mlx_gemma4.config import FULL_ATTENTION, TextConfig
+from mlx_gemma4.config import TextConfig
 from mlx_gemma4.config.quantization import QuantizationSettings
+from mlx_gemma4.memory.arrays import global_row_bytes
 
 # bytes of a scale, and of a bias if the mode has one
 _GROUP_BYTES = {"affine": 4, "mxfp4": 1, "mxfp8": 1, "nvfp4": 1}
@@ -96,25 +97,29 @@ def sliding_bytes(text: TextConfig, context: int, item_bytes: float = 2.0) -> fl
 
 
 def global_bytes(
-    text: TextConfig, context: int, item_bytes: float = 2.0, rows: GlobalRows = "separate"
+    text: TextConfig,
+    context: int,
+    item_bytes: float = 2.0,
+    rows: GlobalRows = "separate",
+    kv_bits: int = 16,
 ) -> float:
     """Return the bytes of keys and values that a token reads in global layers.
 
     Args:
         text: Of the decoder.
         context: Positions that it sees, itself included.
-        item_bytes: Of one value.
+        item_bytes: Of one value; whole bytes, unless rows are separate.
         rows: How a position is kept.
+        kv_bits: Of rows that are not separate: 16 is the dtype of activations, 8 is int8.
     """
     layers = [index for index in range(text.num_hidden_layers) if not text.is_sliding(index)]
-    share = text.rope_parameters[FULL_ATTENTION].partial_rotary_factor
-    extra = {
-        "separate": text.global_head_dim,
-        "shared": 2 * int(share * text.global_head_dim // 2),
-        "value": 0,
-    }[rows]
     heads = sum(text.num_key_value_heads_of(index) for index in layers)
-    return heads * (text.global_head_dim + extra) * context * item_bytes
+    row_bytes = (
+        2 * text.global_head_dim * item_bytes
+        if rows == "separate"
+        else global_row_bytes(text, int(item_bytes), kv_bits, rows)
+    )
+    return heads * context * row_bytes
 
 
 def attention_operations(text: TextConfig, *, window: float, context: float) -> tuple[float, float]:

@@ -11,7 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_gemma4.api import load
-from mlx_gemma4.bench.measure import QUESTION, Progress, take_samples
+from mlx_gemma4.bench.measure import QUESTION, Progress, measured, take_spans
+from mlx_gemma4.bench.power import EnergyMeter, Span
 from mlx_gemma4.bench.report import Measure, Row
 from mlx_gemma4.errors import Gemma4Error
 from mlx_gemma4.model.gemma4 import Gemma4
@@ -21,20 +22,29 @@ _TIMEOUT_S = 1800
 
 
 def measure_starts(
-    name: str, load_options: dict[str, Any], rounds: int, progress: Progress
+    name: str,
+    load_options: dict[str, Any],
+    rounds: int,
+    progress: Progress,
+    meter: EnergyMeter | None = None,
 ) -> Iterator[Row]:
     """Yield how long the command line takes; each sample is a process of its own.
 
     Args:
         name: Of the checkpoint.
-        load_options: dtype and quantize, as `load` takes them.
+        load_options: As `load` takes them, those that `generate` has too.
         rounds: Samples.
         progress: Called with what is going on.
+        meter: Of energy, if it can be read.
 
     Raises:
         Gemma4Error: A process failed; the message is what it said.
     """
-    options = [f"--{key}={value}" for key, value in load_options.items() if value is not None]
+    options = [
+        f"--{key.replace('_', '-')}={value}"
+        for key, value in load_options.items()
+        if value is not None
+    ]
     ask = ["generate", "--model", name, "--max-tokens", "1", *options, QUESTION]
     cases: list[tuple[Measure, str, list[str]]] = [
         ("start", "--help", ["--help"]),
@@ -44,17 +54,22 @@ def measure_starts(
         progress(f"{measure}, {case}")
         # -P: the folder that the user is in must not be one to import from.
         command = [sys.executable, "-P", "-m", "mlx_gemma4", *arguments]
-        yield Row(measure, case, 0, 0, 1, "", take_samples(partial(_run, command), rounds))
+        spans = take_spans(partial(_run, command), rounds)
+        yield Row(measure, case, 0, 0, 1, "", **measured(spans, meter))
 
 
 def load_model(
-    name: str, load_options: dict[str, Any], rounds: int, progress: Progress
+    name: str,
+    load_options: dict[str, Any],
+    rounds: int,
+    progress: Progress,
+    meter: EnergyMeter | None = None,
 ) -> tuple[Gemma4, Processor, Row]:
     """Return a model with all its parameters in memory, and how long that takes.
 
     The first time is not counted: it fills the system's cache of files, and may tune kernels.
     """
-    samples: list[float] = []
+    spans: list[Span] = []
     model = processor = None
     for turn in range(rounds + 1):
         progress(f"load, round {turn} of {rounds}")
@@ -64,10 +79,10 @@ def load_model(
         start = time.perf_counter()
         model, processor = load(name, **load_options)
         mx.eval(model.parameters())
-        samples.append(time.perf_counter() - start)
+        spans.append((start, time.perf_counter()))
     assert model is not None
     assert processor is not None
-    return model, processor, Row("load", "", 0, 0, 1, "", tuple(samples[1:]))
+    return model, processor, Row("load", "", 0, 0, 1, "", **measured(spans[1:], meter))
 
 
 def _run(command: list[str]) -> None:

@@ -1,9 +1,12 @@
 """What may be compared, what is refused, and what is called faster."""
 
+from dataclasses import replace
+
 import pytest
-from bench_documents import ROWS, make_document
+from bench_documents import POWER, ROWS, make_document
 
 from mlx_gemma4.bench.compare import Change, compare_documents, list_differences
+from mlx_gemma4.bench.power import PowerFacts
 from mlx_gemma4.bench.report import Row
 from mlx_gemma4.errors import OptionError
 
@@ -44,6 +47,8 @@ def test_the_same_is_within_noise() -> None:
         ({"machine": {"device": "cpu"}}, "machine.device gpu and cpu"),
         ({"machine": {"blas": "libopenblas.so.0"}}, "machine.blas None and libopenblas.so.0"),
         ({"machine": {"memory_bytes": 32 << 30}}, "memory 69 and 34 GB"),
+        ({"model": {"kv_bits": 8}}, "model.kv_bits 16 and 8"),
+        ({"model": {"kv_rows": "value"}}, "model.kv_rows shared and value"),
     ],
 )
 def test_what_would_mislead_is_refused_unless_asked_for(change: dict, says: str) -> None:
@@ -54,6 +59,25 @@ def test_what_would_mislead_is_refused_unless_asked_for(change: dict, says: str)
     assert "--anyway" in str(caught.value)
     comparison = compare_documents(first, second, anyway=True)
     assert comparison.notes[0] == f"not the same: {says}"
+
+
+def test_a_document_of_before_there_was_a_choice_has_the_first_one() -> None:
+    old = make_document(model={"kv_bits": None, "kv_rows": None})
+    assert list_differences(old, make_document()) == []
+    assert list_differences(make_document(model={"kv_bits": 8}), old) == ["model.kv_bits 8 and 16"]
+
+
+def test_energies_are_compared_where_both_have_them() -> None:
+    first, second = (replace(row(1.0, 1.1, 1.2), samples_j=j) for j in ((4.0,) * 3, (3.0,) * 3))
+    assert Change(first, second).energy_ratio == 0.75
+    assert Change(first, row(1.0)).energy_ratio is None
+    assert Change(row(1.0), second).energy_ratio is None
+
+
+def test_energy_of_other_parts_is_a_note() -> None:
+    second = make_document(power=PowerFacts("rapl", "package-0", 10.0))
+    notes = compare_documents(make_document(power=POWER), second).notes
+    assert notes == (f"energy is of {POWER.covers}, and of package-0",)
 
 
 def test_versions_and_power_are_notes() -> None:

@@ -1,19 +1,25 @@
 """What is measured, in which order, and against which ceiling; no test looks at a clock."""
 
+import time
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import pytest
 from fake_kernels import SIZES, fake_gpu, fake_kernel
 
 from mlx_gemma4.api import load
+from mlx_gemma4.bench import knobs
 from mlx_gemma4.bench.chips import Chip
 from mlx_gemma4.bench.facts import check_kernels, describe_model
-from mlx_gemma4.bench.measure import Bench, Workload, take_samples
+from mlx_gemma4.bench.knobs import measure_knobs
+from mlx_gemma4.bench.measure import Bench, Workload, measured, take_spans
+from mlx_gemma4.bench.power import EnergyMeter
 from mlx_gemma4.bench.report import Row
 from mlx_gemma4.bench.starts import load_model, measure_starts
 from mlx_gemma4.config import Config
 from mlx_gemma4.errors import Gemma4Error
+from mlx_gemma4.generation.lookup import PromptLookup
 from mlx_gemma4.hub import find_checkpoint
 from mlx_gemma4.kernels import trial
 from mlx_gemma4.memory import MemoryLimit
@@ -111,6 +117,85 @@ def test_a_token_reads_the_decoder_and_what_it_sees(rows, facts) -> None:
     assert row.reading_s == pytest.approx(row.read_bytes / 10e9)
 
 
+@pytest.mark.parametrize(
+    ("kv_bits", "kv_rows", "row_bytes"),
+    [(8, "shared", 640 + 2 * 4), (16, "value", 512 * 4), (8, "value", 512 + 4)],
+)
+def test_a_token_reads_the_rows_that_the_cache_has(kv_bits, kv_rows, row_bytes) -> None:
+    model, processor = load("demo", kv_bits=kv_bits, kv_rows=kv_rows)
+    checkpoint = checkpoint_of("demo")
+    facts = describe_model(checkpoint, model, None, None)
+    assert (facts.kv_bits, facts.kv_rows) == (kv_bits, kv_rows)
+    work = Workload(prompts=(64,), depths=(64,), chunk=8, tokens=4, rounds=1)
+    bench = Bench(model, processor, facts, work, CEILING, lambda _: None)
+    row = next(row for row in bench.rows() if row.measure == "decode")
+    assert bench.notes == []
+    text = checkpoint.config.text_config
+    layers = [text.is_sliding(index) for index in range(text.num_hidden_layers)]
+    cached = 66 * (4 * sum(layers) * 2 * 256 + (len(layers) - sum(layers)) * row_bytes)
+    assert row.read_bytes == 4 * (facts.token_bytes + cached)
+
+
+class SteadyMeter:
+    """Stands for a meter of a machine that always takes 20 W."""
+
+    shortest_s = 0.02
+
+    def samples_j(self, spans):
+        return tuple(20 * (stop - start) for start, stop in spans)
+
+
+def test_settings_have_energy_and_are_long_enough(facts) -> None:
+    model, processor = load("demo")
+    work = Workload(prompts=(64,), depths=(600,), tokens=4, rounds=2)
+    meter = cast(EnergyMeter, SteadyMeter())
+    bench = Bench(model, processor, facts, work, CEILING, lambda _: None, meter)
+    rows = {row.label: row for row in measure_knobs(bench, model, work, meter, lambda _: None)}
+    assert list(rows) == [
+        "prefill 600, chunks of 128",
+        "prefill 600, chunks of 512",
+        "request 16 after 64, quoting",
+        "request 16 after 64, quoting, lookup",
+    ]
+    assert bench.notes == []
+    assert all(row.power_w == pytest.approx(20) for row in rows.values())
+    for row in rows.values():
+        assert row.samples_j is not None
+        assert len(row.samples_j) == 2
+    small, large = (rows[f"prefill 600, chunks of {size}"] for size in (128, 512))
+    assert small.read_bytes == 5 * facts.token_bytes
+    assert large.read_bytes == 2 * facts.token_bytes
+
+
+def test_a_sample_is_repeated_until_it_is_long_enough() -> None:
+    spans, times = knobs._take_long_spans(lambda: time.sleep(0.01), 3, 0.05)
+    assert len(spans) == 3
+    assert all(stop - start >= 0.05 for start, stop in spans)
+    assert max(times) <= 5
+    found = measured([(0.0, 3.0), (5.0, 6.0)], cast(EnergyMeter, SteadyMeter()), [2, 1])
+    assert found == {"samples_s": (1.5, 1.0), "samples_j": (30.0, 20.0)}
+
+
+def test_an_answer_that_quotes_is_drafted(facts, monkeypatch) -> None:
+    made: list[PromptLookup] = []
+
+    class Watched(PromptLookup):
+        def __init__(self, *args, **options) -> None:
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(knobs, "PromptLookup", Watched)
+    model, processor = load("demo")
+    work = Workload(prompts=(200,), depths=(8,), tokens=16, rounds=1)
+    meter = cast(EnergyMeter, SteadyMeter())
+    bench = Bench(model, processor, facts, work, CEILING, lambda _: None, meter)
+    rows = list(measure_knobs(bench, model, work, meter, lambda _: None))
+    assert {row.length for row in rows} == {64}
+    # Of 64 tokens the first few have nothing before them to be found by.
+    assert all(lookup.accepted_tokens > 48 for lookup in made)
+    assert made
+
+
 def test_reading_more_is_what_reading_all_takes_less_what_is_there(rows) -> None:
     whole, part = rows["prefill 64"], rows["prefill 32 after 64"]
     assert part.arithmetic_s is not None
@@ -148,7 +233,7 @@ def test_bits_are_those_of_the_weights(quantize, least, most) -> None:
 
 def test_no_sample_is_the_first() -> None:
     calls: list[int] = []
-    assert len(take_samples(lambda: calls.append(1), 3)) == 3
+    assert len(take_spans(lambda: calls.append(1), 3)) == 3
     assert len(calls) == 4
 
 

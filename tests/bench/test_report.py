@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench_documents import FINDINGS, ROWS, make_document
+from bench_documents import FINDINGS, POWER, ROWS, make_document
 
 from mlx_gemma4.bench.report import Document, Row, check_writable, read_document, write_whole
 from mlx_gemma4.errors import InputError, OptionError
@@ -79,6 +79,52 @@ def test_no_document_is_an_input_error(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         read_document(tmp_path / "a.json")
+
+
+def test_a_document_of_before_reads_as_none() -> None:
+    document = json.loads(make_document(power=POWER).to_json())
+    del document["power"]
+    for name in ("kv_bits", "kv_rows"):
+        del document["model"][name]
+    for row in document["rows"]:
+        del row["samples_j"]
+    read = Document.from_json(json.dumps(document), "a.json")
+    assert (read.power, read.model.kv_bits, read.model.kv_rows) == (None, None, None)
+    assert {row.samples_j for row in read.rows} == {None}
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "says"),
+    [
+        ("model", "dtype", "model lacks or does not know dtype"),
+        ("model", "+colour", "model lacks or does not know colour"),
+        ("power", "idle_w", "power lacks or does not know idle_w"),
+        ("power", "+host", "power lacks or does not know host"),
+    ],
+)
+def test_what_always_was_there_may_not_be_missing(part: str, name: str, says: str) -> None:
+    document = json.loads(make_document(power=POWER).to_json())
+    if name.startswith("+"):
+        document[part][name[1:]] = 1
+    else:
+        del document[part][name]
+    with pytest.raises(InputError, match=says):
+        Document.from_json(json.dumps(document), "a.json")
+
+
+def test_energy_of_a_row() -> None:
+    row = replace(ROWS[2], samples_j=(30.0, 32.0, 40.0))
+    assert (row.energy_j, row.unit_j) == (32.0, 0.5)
+    assert row.power_w == pytest.approx(102 / 3.03)
+    load = replace(ROWS[0], samples_j=(3.0, 4.0, 5.0))
+    assert load.unit_j == 4.0
+    assert (ROWS[2].energy_j, ROWS[2].unit_j, ROWS[2].power_w) == (None, None, None)
+    with pytest.raises(ValueError, match="samples_j needs as many"):
+        replace(ROWS[2], samples_j=(1.0,))
+    with pytest.raises(ValueError, match="none below 0"):
+        replace(ROWS[2], samples_j=(1.0, 2.0, -1.0))
+    document = make_document(rows=(row,), power=POWER)
+    assert Document.from_json(document.to_json(), "a.json") == document
 
 
 def test_a_row_counts() -> None:

@@ -160,6 +160,9 @@ def test_rows_of_global_layers() -> None:
     assert global_bytes(TEXT, 1) == 16_384
     assert global_bytes(TEXT, 1, rows="shared") == 10_240
     assert global_bytes(TEXT, 1, rows="value") == 8_192
+    # Codes, and a scale of two bytes for the value and for the rotated key, in eight layers.
+    assert global_bytes(TEXT, 1, rows="shared", kv_bits=8) == 8 * (640 + 4)
+    assert global_bytes(TEXT, 1, rows="value", kv_bits=8) == 8 * (512 + 2)
     assert sliding_bytes(TEXT, 1) == 327_680
     assert sliding_bytes(TEXT, 5000) == sliding_bytes(TEXT, 1024)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from mlx_gemma4.bench.facts import KernelFinding, KernelTiming, ModelFacts, Quality
 from mlx_gemma4.bench.machine import Machine, State
+from mlx_gemma4.bench.power import PowerFacts
 from mlx_gemma4.bench.report import Document, Row
 
 MACHINE = Machine(
@@ -32,12 +33,15 @@ MODEL = ModelFacts(
     num_hidden_layers=48,
     vocab_size=262_144,
     sliding_window=1024,
+    kv_bits=16,
+    kv_rows="shared",
 )
 ROWS = (
     Row("load", "", 0, 0, 1, "", (2.0, 2.1, 2.2)),
     Row("prefill", "", 2048, 0, 2048, "tokens", (4.0, 4.1, 4.2), 0.01, 3.0, 7_000_000, 90, 100),
     Row("decode", "", 64, 2048, 64, "tokens", (1.0, 1.01, 1.02), 0.8, 0.1, 430_000_000),
 )
+POWER = PowerFacts("powermetrics", "CPU, GPU, and neural engine; no memory, no display", 2.5)
 QUALITY = Quality(20, 0.01, 0.97, 5.5, None)
 FINDINGS = (KernelFinding("sliding_decode", True, "faster", (KernelTiming("decode", 0.2, 0.1),)),)
 
