@@ -34,7 +34,7 @@ from mlx_gemma4.memory import (
     machine_limit,
 )
 from mlx_gemma4.model.fuse import fuse_projections
-from mlx_gemma4.model.gemma4 import Gemma4, KVRows, check_kv
+from mlx_gemma4.model.gemma4 import KV_BITS, Gemma4, KVRows, check_kv
 from mlx_gemma4.model.intervals import ImageAttention
 from mlx_gemma4.processing.processor import Processor, Prompt, PromptOptions
 from mlx_gemma4.processing.tokenizer import SPECIAL_TOKENS
@@ -59,7 +59,7 @@ def load(
     dtype: str | mx.Dtype | None = None,
     quantize: int | None = None,
     image_attention: ImageAttention = "sliding",
-    kv_bits: int = 16,
+    kv_bits: int | None = None,
     kv_rows: KVRows = "shared",
     context_tokens: int = DEFAULT_CONTEXT,
     check_limits: bool = True,
@@ -80,7 +80,9 @@ def load(
             None is the checkpoint's on a GPU and float32 on a CPU, which is slow at the others.
         quantize: 4 or 8 bits for the decoder's matrices, made while loading.
         image_attention: Layers on which a picture's tokens see each other in both directions.
-        kv_bits: Of global layers' rows in the cache: 8 is int8, half the memory of a long context.
+        kv_bits: Of global layers' rows in the cache: 16 is `dtype`, 8 is int8, half the memory of a
+            long context.  None is 16 for each conversation whose prompt and `max_tokens` fit so,
+            else 8, if they fit so, with a note; what has begun keeps its bits.
         kv_rows: "value" keeps values alone and makes keys anew when they are read: a fifth less,
             and exact.
         context_tokens: Positions of prompt and answer to have memory for.
@@ -113,8 +115,16 @@ def load(
         check_quantize(checkpoint, quantize)
     limit = machine_limit() if check_limits else None
     if limit is not None:
-        reading = Reading(is_cpu=computes_on_cpu(), kv_bits=kv_bits, kv_rows=kv_rows)
-        _check_limit(limit, checkpoint, chosen_dtype.size, quantize, context_tokens, reading)
+        reading = Reading(is_cpu=computes_on_cpu(), kv_bits=kv_bits or KV_BITS[0], kv_rows=kv_rows)
+        _check_limit(
+            limit,
+            checkpoint,
+            chosen_dtype.size,
+            quantize,
+            context_tokens,
+            reading,
+            may_compact=kv_bits is None,
+        )
     # Before the weights, which take longest: a broken tokenizer is then known at once.
     processor = Processor.from_folder(folder, checkpoint.config)
     generation_config = GenerationConfig.from_folder(folder, checkpoint.config)
@@ -164,7 +174,8 @@ class GenerateOptions(PromptOptions, SamplingOptions, total=False):
         max_tokens: -1, the default, goes on to the end of the answer, of the context, or of the
             memory for it.
         stop: Texts that end the answer.
-        prompt_cache: From `model.make_cache`: what was read before the prompt; updated.
+        prompt_cache: From `model.make_cache`: what was read before the prompt; updated.  Its bits
+            are settled before its first prompt is read.
         prompt_store: From `open_prompt_store`: knows what was read before, whatever it was, and
             learns this prompt and its answer.  `prompt` is then the whole prompt.
         prefill_step_size: Positions of the prompt that are read at a time; None, the default, takes
@@ -217,7 +228,8 @@ def open_prompt_store(
             None keeps them in memory alone.
         model_name: What `mlx-gemma4 cache list` shows.
         max_bytes: In memory, for snapshots and for all prompts but the newest.
-        cache_options: Those of `model.make_cache`.
+        cache_options: Those of `model.make_cache`.  `kv_bits` holds for all prompts of the store:
+            None is 16 there if it is the model's too, also where 8 alone would fit.
 
     Raises:
         PromptCacheError: The file at `path` is damaged, or of another model, dtype, version, cache
@@ -339,6 +351,8 @@ def _check_limit(
     quantize: int | None,
     context_tokens: int,
     reading: Reading,
+    *,
+    may_compact: bool,
 ) -> None:
     """Refuse a checkpoint that does not fit into this machine's memory."""
     smaller: dict[str, int] = {}
@@ -360,6 +374,7 @@ def _check_limit(
         item_bytes,
         limit_bytes=limit.limit_bytes,
         reading=reading,
+        may_compact=may_compact,
     )
     check_memory(
         text,
@@ -369,4 +384,5 @@ def _check_limit(
         limit=limit,
         smaller=smaller,
         reading=reading,
+        may_shorten=True,
     )

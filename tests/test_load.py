@@ -141,6 +141,22 @@ def test_what_does_not_fit_is_refused_before_loading(
         load(small, dtype="float32", context_tokens=1)
 
 
+def test_what_fits_with_8_bits_alone_is_loaded_unless_16_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load_with(**options: Any) -> Any:
+        return load("demo", dtype="float32", context_tokens=8000, **options)
+
+    # 23.7 MB of weights, and 149.3 or 133.7 MB for so many tokens.
+    monkeypatch.setattr(api, "machine_limit", lambda: MemoryLimit(165_000_000, "it can hold"))
+    assert [load_with(kv_bits=bits)[0].kv_bits for bits in (None, 8)] == [None, 8]
+    with pytest.raises(MemoryLimitError, match=r" --kv-bits 8 \("):
+        load_with(kv_bits=16)
+    monkeypatch.setattr(api, "machine_limit", lambda: MemoryLimit(150_000_000, "it can hold"))
+    with pytest.raises(MemoryLimitError, match="for 8,000 tokens in int8"):
+        load_with()
+
+
 def test_the_way_out_works(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "machine_limit", lambda: MemoryLimit(4_000_000, "it can hold"))
     with pytest.raises(MemoryLimitError, match=r"--quantize 4 .* --quantize 8 .* --dtype bfloat16"):

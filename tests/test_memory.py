@@ -217,6 +217,36 @@ def test_chunks_are_as_long_as_memory_allows(text: TextConfig) -> None:
     assert chosen(4096, 10**9) == 2048
 
 
+def test_rows_become_int8_where_no_chunk_size_makes_16_bits_fit(text: TextConfig) -> None:
+    sizes = text, 6_700_000_000, 131_072, 2
+
+    def least(kv_bits: int) -> int:
+        readings = [Reading(step, is_cpu=False, kv_bits=kv_bits) for step in PREFILL_STEPS]
+        return min(plan_memory(*sizes, reading).total_bytes for reading in readings)
+
+    def chosen(limit_bytes: int, **options: Any) -> tuple[int, int]:
+        options = {"reading": Reading(is_cpu=False), "may_compact": True} | options
+        reading = choose_reading(*sizes, limit_bytes=limit_bytes, **options)
+        return reading.kv_bits, reading.prefill_step_size
+
+    assert least(8) < least(16)
+    assert chosen(10**11)[0] == 16
+    assert chosen(least(16)) == (16, 64)
+    assert chosen(least(16) - 1)[0] == 8
+    assert chosen(least(16) - 1)[1] > 64  # what is saved is there to work in
+    assert chosen(least(8)) == (8, 64)
+    assert chosen(least(16) - 1, may_compact=False)[0] == 16
+    assert chosen(least(16), may_shorten=False) == (8, 2048)
+    # Where neither fits, it is what needs less.
+    assert chosen(least(8) - 1)[0] == 8
+
+
+def test_a_plan_says_which_bits_it_has(text: TextConfig) -> None:
+    plans = [plan_memory(text, 10**9, 4096, 2, Reading(kv_bits=bits)) for bits in (16, 8)]
+    assert [plan.kv_bits for plan in plans] == [16, 8]
+    assert ["for 4,096 tokens in int8 + " in str(plan) for plan in plans] == [False, True]
+
+
 def test_a_drafter_counts(text: TextConfig) -> None:
     plan = plan_memory(text, 10**9, 4096, 2, drafter_bytes=400_000_000)
     without = plan_memory(text, 10**9, 4096, 2)
@@ -267,6 +297,40 @@ def test_smaller_rows_are_a_way_out(text: TextConfig) -> None:
         check_memory(
             text, 10**9, 131_072, item_bytes=2, limit=limit, reading=Reading(256, is_cpu=False)
         )
+
+
+def test_rows_that_are_there_already_cannot_become_smaller(text: TextConfig) -> None:
+    reading = Reading(256, is_cpu=False, copied_tokens=100_000)
+    compact = plan_memory(text, 10**9, 131_072, 2, Reading(256, is_cpu=False, kv_bits=8))
+    limit = MemoryLimit(compact.total_bytes, "this machine can hold")
+    with pytest.raises(MemoryLimitError) as caught:
+        check_memory(
+            text, 10**9, 131_072, item_bytes=2, limit=limit, reading=reading, has_rows=True
+        )
+    in_all = format_bytes(compact.total_bytes)
+    anew = f"what would help: the conversation read anew with --kv-bits 8 ({in_all} in all)"
+    assert anew in str(caught.value)
+
+
+def test_other_ways_may_have_shorter_chunks(text: TextConfig) -> None:
+    readings = [Reading(step, is_cpu=False, kv_bits=8) for step in (2048, 128)]
+    long, short = (plan_memory(text, 10**9, 131_072, 2, reading) for reading in readings)
+    limit = MemoryLimit(short.total_bytes, "this machine can hold")
+    assert long.total_bytes > limit.limit_bytes
+    found = []
+    for may_shorten in (True, False):
+        with pytest.raises(MemoryLimitError) as caught:
+            check_memory(
+                text,
+                10**9,
+                131_072,
+                item_bytes=2,
+                limit=limit,
+                reading=Reading(is_cpu=False),
+                may_shorten=may_shorten,
+            )
+        found.append("--kv-bits 8" in str(caught.value))
+    assert found == [True, False]
 
 
 @pytest.mark.parametrize(

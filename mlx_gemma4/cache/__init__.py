@@ -8,7 +8,19 @@ from mlx_gemma4.cache.sliding import SlidingCache
 LayerCache = SlidingCache | SharedCache
 PromptCache = Sequence[LayerCache]  # one a layer
 
-__all__ = ["LayerCache", "PromptCache", "SharedCache", "SlidingCache", "trim_prompt_cache"]
+__all__ = [
+    "LayerCache",
+    "PromptCache",
+    "SharedCache",
+    "SlidingCache",
+    "global_caches",
+    "trim_prompt_cache",
+]
+
+
+def global_caches(prompt_cache: PromptCache) -> list[SharedCache]:
+    """Return the caches of global layers, whose rows all have one format."""
+    return [layer_cache for layer_cache in prompt_cache if isinstance(layer_cache, SharedCache)]
 
 
 def trim_prompt_cache(prompt_cache: PromptCache, count: int) -> None:

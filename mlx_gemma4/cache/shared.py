@@ -6,6 +6,8 @@ the rotated dimensions differ once k_norm's weight on the others is folded into 
 `RowFormat` has smaller ones.
 """
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 
@@ -31,13 +33,44 @@ class SharedCache:
             and `offset`.
     """
 
-    def __init__(self, row_format: RowFormat | None = None, context_tokens: int = 0) -> None:
-        """Set up an empty cache."""
+    def __init__(
+        self,
+        row_format: RowFormat | None = None,
+        context_tokens: int = 0,
+        *,
+        are_bits_open: bool = False,
+    ) -> None:
+        """Set up an empty cache.
+
+        Args:
+            row_format: Of 16 bits, or as somebody wants it.
+            context_tokens: See the class.
+            are_bits_open: Nobody has said how many bits rows have: `choose_bits` may, before the
+                first position.
+        """
         self.offset = 0
         self.row_format = row_format or RowFormat()
         self.context_tokens = context_tokens
         self.limit_tokens: int | None = None
         self.state: list[mx.array] = []
+        self._are_bits_open = are_bits_open
+
+    @property
+    def are_bits_open(self) -> bool:
+        """Whether `choose_bits` may still change what `row_format` says."""
+        return self._are_bits_open and not self.state
+
+    def choose_bits(self, bits: int) -> None:
+        """Settle for good how many bits rows have.
+
+        Raises:
+            ValueError: It is settled already, and otherwise.
+        """
+        if bits != self.row_format.bits:
+            if not self.are_bits_open:
+                raise ValueError(f"rows have {self.row_format.bits} bits already, not {bits}")
+            self.row_format = replace(self.row_format, bits=bits)
+        self._are_bits_open = False
 
     def key_positions(self, length: int) -> np.ndarray:
         """Return the positions of the rows in use after `update_and_fetch`, [S] int32.

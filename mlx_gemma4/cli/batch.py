@@ -4,7 +4,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,6 +32,15 @@ Output = Annotated[
         "-o",
         metavar="FILE",
         help="Answers, a JSON object a line. Those that are there already are not made again.",
+    ),
+]
+
+KVBits = Annotated[
+    Literal["16", "8"],
+    typer.Option(
+        "--kv-bits",
+        help="Bits of the cache in global layers: 8 is int8, half the memory of a long context. "
+        "All answers have the same: they are not chosen by what memory there is.",
     ),
 ]
 
@@ -63,7 +72,7 @@ def batch(
     quantize: options.Quantize = None,
     dtype: options.Dtype = None,
     image_attention: options.ImageAttention = "sliding",
-    kv_bits: options.KVBits = "16",
+    kv_bits: KVBits = "16",
     kv_rows: options.KVRows = "shared",
     prefill_step_size: options.PrefillStepSize = None,
     no_tune: options.NoTune = False,

@@ -54,7 +54,7 @@ def generate(
     quantize: options.Quantize = None,
     dtype: options.Dtype = None,
     image_attention: options.ImageAttention = "sliding",
-    kv_bits: options.KVBits = "16",
+    kv_bits: options.KVBits = "auto",
     kv_rows: options.KVRows = "shared",
     prefill_step_size: options.PrefillStepSize = None,
     no_tune: options.NoTune = False,
@@ -91,7 +91,8 @@ def generate(
         dtype=dtype,
         quantize=None if quantize is None else int(quantize),
         image_attention=image_attention,
-        kv_bits=int(kv_bits),
+        # A store settles them: what does not fit so is refused before any weight is read.
+        kv_bits=options.parse_kv_bits("16" if prompt_cache and kv_bits == "auto" else kv_bits),
         kv_rows=kv_rows,
         tune=not no_tune,
     )

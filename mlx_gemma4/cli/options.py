@@ -179,10 +179,12 @@ PrefillStepSize = Annotated[
     ),
 ]
 KVBits = Annotated[
-    Literal["16", "8"],
+    Literal["auto", "16", "8"],
     typer.Option(
         "--kv-bits",
-        help="Bits of the cache in global layers: 8 is int8, half the memory of a long context.",
+        help="Bits of the cache in global layers: 8 is int8, half the memory of a long context. "
+        "auto: 16, or 8 where a prompt and its answer fit in no other way; a --prompt-cache keeps "
+        "16.",
     ),
 ]
 KVRows = Annotated[
@@ -201,6 +203,11 @@ Verbose = Annotated[
 def parse_image_tokens(value: str | None) -> Any:
     """Return a budget as the processor takes it."""
     return value if value is None or value == "auto" else int(value)
+
+
+def parse_kv_bits(value: str) -> int | None:
+    """Return bits as loading takes them."""
+    return None if value == "auto" else int(value)
 
 
 def require_model(name: str | None) -> str:

@@ -60,7 +60,7 @@ def plan(
         typer.Option("--draft-model", metavar="NAME", help="A drafter beside the model."),
     ] = None,
     prefill_step_size: options.PrefillStepSize = None,
-    kv_bits: options.KVBits = "16",
+    kv_bits: options.KVBits = "auto",
     kv_rows: options.KVRows = "shared",
     dtype: options.Dtype = None,
     as_json: options.AsJson = False,
@@ -78,6 +78,7 @@ def plan(
     }
     from mlx_gemma4.hub import find_checkpoint
     from mlx_gemma4.memory import (
+        COMPACT_KV_BITS,
         Reading,
         choose_reading,
         computes_on_cpu,
@@ -93,30 +94,38 @@ def plan(
     demand = make_demand(folder, recipe, draft_model, dtype, asked["context"], media, is_cpu=is_cpu)
     _check_media(demand.config, image + video, asked["audio_s"])
     limit = machine_limit() if asked["memory"] is None else mac_limit(asked["memory"])
-    reading = Reading(
-        prefill_step_size or Reading().prefill_step_size,
-        longest_picture=media["longest_picture"],
-        pixel_tokens=media["pixel_tokens"],
-        is_cpu=is_cpu,
-        kv_bits=int(kv_bits),
-        kv_rows=kv_rows,
+    bits = options.parse_kv_bits(kv_bits)
+    reading = choose_reading(
+        demand.config.text_config,
+        demand.weights_bytes,
+        demand.context_tokens,
+        demand.item_bytes,
+        limit_bytes=limit.limit_bytes,
+        reading=Reading(
+            prefill_step_size or Reading().prefill_step_size,
+            longest_picture=media["longest_picture"],
+            pixel_tokens=media["pixel_tokens"],
+            is_cpu=is_cpu,
+            kv_bits=bits or Reading().kv_bits,
+            kv_rows=kv_rows,
+        ),
+        drafter_bytes=demand.drafter_bytes,
+        may_shorten=prefill_step_size is None,
+        may_compact=bits is None,
     )
-    if prefill_step_size is None:
-        reading = choose_reading(
-            demand.config.text_config,
-            demand.weights_bytes,
-            demand.context_tokens,
-            demand.item_bytes,
-            limit_bytes=limit.limit_bytes,
-            reading=reading,
-            drafter_bytes=demand.drafter_bytes,
-        )
-    ways = _ways(demand, reading, limit)
+    longest = demand.longest_context(reading, limit.limit_bytes)
+    compact = replace(reading, kv_bits=COMPACT_KV_BITS)
+    longest_int8 = demand.longest_context(compact, limit.limit_bytes)
+    ways = _ways(demand, reading, limit, longest)
     if as_json:
-        print(json.dumps(_document(name, demand, reading, limit, ways), indent=2))
+        document = _document(name, demand, reading, limit, ways, longest, longest_int8)
+        print(json.dumps(document, indent=2))
         return 0
     _print_plan(name, demand, reading, limit)
-    _print_ways(demand, reading, limit, ways)
+    if not ways and demand.plan(reading).total_bytes <= limit.limit_bytes:
+        print(_verdict(demand, reading, longest, longest_int8, is_chosen=bits is None))
+    else:
+        _print_ways(ways)
     for note in demand.notes:
         say(f"note: {note}")
     return 0
@@ -132,7 +141,9 @@ def _check_media(config: "Config", num_pictures: int, audio_s: float) -> None:
             raise OptionError(f"{option}: this checkpoint has no front end for them; leave it out")
 
 
-def _ways(demand: Demand, reading: "Reading", limit: "MemoryLimit") -> list[dict[str, Any]]:
+def _ways(
+    demand: Demand, reading: "Reading", limit: "MemoryLimit", longest: int
+) -> list[dict[str, Any]]:
     """Return what would take less, with what it gives most first; none if everything fits."""
     from mlx_gemma4.memory import COMPACT_KV_BITS, PREFILL_STEPS
 
@@ -149,7 +160,6 @@ def _ways(demand: Demand, reading: "Reading", limit: "MemoryLimit") -> list[dict
         others[f"--kv-bits {COMPACT_KV_BITS}"] = demand.plan(compact)
     if demand.drafter_bytes:
         others["no --draft-model"] = replace(demand, drafter_bytes=0).plan(reading)
-    longest = demand.longest_context(reading, limit.limit_bytes)
     if longest >= max(demand.media_tokens, 1):
         shorter = replace(demand, context_tokens=longest)
         others[f"--context {longest}"] = shorter.plan(reading)
@@ -172,6 +182,8 @@ def _document(
     reading: "Reading",
     limit: "MemoryLimit",
     ways: list[dict[str, Any]],
+    longest: int,
+    longest_int8: int,
 ) -> dict[str, Any]:
     needed = demand.plan(reading)
     return {
@@ -183,7 +195,8 @@ def _document(
         "limit_bytes": limit.limit_bytes,
         "limit_source": limit.source,
         "fits": needed.total_bytes <= limit.limit_bytes,
-        "longest_context": demand.longest_context(reading, limit.limit_bytes),
+        "longest_context": longest,
+        "longest_context_int8": longest_int8,
         "max_position_embeddings": demand.config.text_config.max_position_embeddings,
         "suggestions": ways,
         "notes": list(demand.notes),
@@ -196,7 +209,11 @@ def _parts(demand: Demand, needed: "MemoryPlan") -> list[tuple[str, int, str]]:
     parts = [
         ("weights", needed.weights_bytes, demand.stored_as),
         ("drafter", needed.drafter_bytes, ""),
-        ("cache", needed.cache_bytes, f"{needed.context_tokens:,} tokens{media}"),
+        (
+            "cache",
+            needed.cache_bytes,
+            f"{needed.context_tokens:,} tokens{media}, --kv-bits {needed.kv_bits}",
+        ),
         ("prefill", needed.workspace_bytes, f"{needed.prefill_step_size:,} tokens at a time"),
     ]
     return [part for part in parts if part[1]]
@@ -264,18 +281,24 @@ def draw_bar(parts: list[tuple[str, int]], limit_bytes: int, *, has_colours: boo
     return bar
 
 
-def _print_ways(
-    demand: Demand, reading: "Reading", limit: "MemoryLimit", ways: list[dict[str, Any]]
-) -> None:
-    """Say what fits, or what to change."""
+def _verdict(
+    demand: Demand, reading: "Reading", longest: int, longest_int8: int, *, is_chosen: bool
+) -> str:
+    """Say that it fits, how, and what would fit too."""
+    from mlx_gemma4.memory import COMPACT_KV_BITS
+
+    is_int8 = is_chosen and reading.kv_bits == COMPACT_KV_BITS
+    how = " with --kv-bits 8, which is chosen, and not with 16" if is_int8 else ""
+    further = f", of up to {longest_int8:,} with --kv-bits 8" if longest_int8 > longest else ""
+    is_whole = max(longest, longest_int8) == demand.config.text_config.max_position_embeddings
+    whole = ", all that the model has" if is_whole else ""
+    return f"fits{how}; a context of up to {longest:,} tokens does{further}{whole}"
+
+
+def _print_ways(ways: list[dict[str, Any]]) -> None:
+    """Say what to change."""
     from mlx_gemma4.memory import format_bytes
 
-    longest = demand.longest_context(reading, limit.limit_bytes)
-    most = demand.config.text_config.max_position_embeddings
-    if not ways and demand.plan(reading).total_bytes <= limit.limit_bytes:
-        whole = ", all that the model has" if longest == most else ""
-        print(f"fits; a context of up to {longest:,} tokens does{whole}")
-        return
     print("does not fit" + ("; what would help:" if ways else ": not even without a prompt"))
     for way in ways:
         verdict = "fits" if way["fits"] else "still too much"

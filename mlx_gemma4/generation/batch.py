@@ -34,6 +34,8 @@ class Batch:
 
     Args:
         model: With parameters loaded, and the `memory_limit` that all rows together have to keep.
+            Where its `kv_bits` is None, those of a batch are 16: rows come and go, so what one
+            prompt needs would decide for its neighbours.
         tokenizer: The checkpoint's.
         eos_token_ids: Any of these ends an answer and is not part of it.
         batch_size: Rows at most.
@@ -73,7 +75,7 @@ class Batch:
         self._progress = progress or (lambda tokens: None)
         self._memory = BatchMemory(model, prefill_step_size)
         self._rows: list[BatchRow] = []
-        self._cache = make_ragged(model.make_cache())
+        self._cache = make_ragged(model.make_cache(kv_bits=self._memory.kv_bits))
         self._tokens = mx.zeros((0,), mx.uint32)  # [B], the next of each row, still to be read
         self._waiting: deque[BatchRow] = deque()  # for memory
 
@@ -144,7 +146,7 @@ class Batch:
 
     def _read(self, row: BatchRow) -> None:
         """Read a row's prompt, choose its first token, and join it to the batch."""
-        prompt_cache = self._model.make_cache()
+        prompt_cache = self._model.make_cache(kv_bits=self._memory.kv_bits)
         logits = prefill(
             row.inputs, self._model, prompt_cache, prefill_step_size=self._prefill_step_size
         )

@@ -13,7 +13,7 @@ from mlx_gemma4.memory import (
     workspace_bytes,
 )
 from mlx_gemma4.memory.arrays import CACHE_GROWTH
-from mlx_gemma4.model.gemma4 import Gemma4
+from mlx_gemma4.model.gemma4 import KV_BITS, Gemma4
 
 
 class BatchMemory:
@@ -23,6 +23,9 @@ class BatchMemory:
         model: With its parameters, which may still be in their files; the batch is empty.
         prefill_step_size: Positions of a prompt that are read at a time; None takes fewer where
             memory is short.
+
+    Attributes:
+        kv_bits: Of all rows, which have one format: the model's, or 16 where it has none.
     """
 
     def __init__(self, model: Gemma4, prefill_step_size: int | None = None) -> None:
@@ -33,7 +36,8 @@ class BatchMemory:
         self._item_bytes = model.dtype.size
         self._step_size = prefill_step_size or PREFILL_STEPS[-1]
         self._is_cpu = computes_on_cpu()
-        self._kv = model.kv_bits, model.kv_rows
+        self.kv_bits = KV_BITS[0] if model.kv_bits is None else model.kv_bits
+        self._kv = self.kv_bits, model.kv_rows
         self._batch_bytes = lru_cache(maxsize=256)(self._sum_batch)
 
     def fits(self, num_rows: int, positions: int) -> bool:

@@ -4,9 +4,10 @@ import sys
 
 import mlx.core as mx
 
-from mlx_gemma4.cache import PromptCache, SharedCache
+from mlx_gemma4.cache import PromptCache, global_caches
 from mlx_gemma4.errors import InputError, OptionError
 from mlx_gemma4.inputs import ModelInputs
+from mlx_gemma4.kernels.shared_rows import RowFormat
 from mlx_gemma4.memory import (
     PREFILL_STEPS,
     MemoryPlan,
@@ -28,12 +29,14 @@ def plan_reading(
     max_tokens: int = -1,
     prefill_step_size: int | None = None,
 ) -> MemoryPlan:
-    """Return what reading a prompt will take, with the chunk size.
+    """Return what reading a prompt will take, with the chunk size and the bits of the cache.
+
+    Bits are chosen while nobody has settled them: 16 wherever these fit with any chunk size.
 
     Args:
         inputs: The prompt, or what follows `prompt_cache`.
         model: With its parameters, and the `memory_limit` that the plan has to keep.
-        prompt_cache: Not yet updated.
+        prompt_cache: Not yet updated; it takes `kv_bits` of the plan with `reserve`.
         max_tokens: Of the answer; -1 plans for the prompt alone, and `count_tokens` ends the answer
             where memory does.
         prefill_step_size: Positions of a chunk; None takes as many as temporary memory allows.
@@ -49,23 +52,35 @@ def plan_reading(
         raise OptionError(f"prefill_step_size is {prefill_step_size}; allowed is 1 or more")
     context = min(end + max(0, max_tokens), text.max_position_embeddings)
     sizes = text, _other_bytes(model, prompt_cache), context, model.dtype.size
+    row_format = _row_format_of(prompt_cache)
     reading = Reading(
         prefill_step_size or PREFILL_STEPS[0],
         longest_picture=max((span.length for span in inputs.spans if span.is_block), default=0),
         pixel_tokens=inputs.num_patches,
         is_cpu=computes_on_cpu(),
-        kv_bits=model.kv_bits,
-        kv_rows=model.kv_rows,
+        kv_bits=row_format.bits,
+        kv_rows=_kv_rows_of(row_format),
         copied_tokens=_count_copied(prompt_cache, context),
     )
-    if prefill_step_size is None:
-        limit_bytes = limit.limit_bytes if limit else sys.maxsize
-        reading = choose_reading(*sizes, limit_bytes=limit_bytes, reading=reading)
+    reading = choose_reading(
+        *sizes,
+        limit_bytes=limit.limit_bytes if limit else sys.maxsize,
+        reading=reading,
+        may_shorten=prefill_step_size is None,
+        may_compact=any(layer_cache.are_bits_open for layer_cache in global_caches(prompt_cache)),
+    )
     if limit is None:
         return plan_memory(*sizes, reading)
     weights_bytes, item_bytes = sizes[1], sizes[3]
     return check_memory(
-        text, weights_bytes, context, item_bytes=item_bytes, limit=limit, reading=reading
+        text,
+        weights_bytes,
+        context,
+        item_bytes=item_bytes,
+        limit=limit,
+        reading=reading,
+        may_shorten=prefill_step_size is None,
+        has_rows=any(layer_cache.state for layer_cache in global_caches(prompt_cache)),
     )
 
 
@@ -84,9 +99,15 @@ def count_tokens(model: Gemma4, prompt_cache: PromptCache, max_tokens: int) -> i
     return max(0, min(room, memory_context(model, prompt_cache) - offset))
 
 
-def memory_context(model: Gemma4, prompt_cache: PromptCache) -> int:
-    """Return the positions of a conversation for which there is memory, at most the context."""
-    text = model.config.text_config
+def memory_context(model: Gemma4, prompt_cache: PromptCache, kv_bits: int | None = None) -> int:
+    """Return the positions of a conversation for which there is memory, at most the context.
+
+    Args:
+        model: Whose context and `memory_limit` it is.
+        prompt_cache: Of the conversation.
+        kv_bits: As if the cache had these; None takes its own.
+    """
+    text, row_format = model.config.text_config, _row_format_of(prompt_cache)
     if model.memory_limit is None:
         return text.max_position_embeddings
     return longest_context(
@@ -97,19 +118,32 @@ def memory_context(model: Gemma4, prompt_cache: PromptCache) -> int:
         Reading(
             PREFILL_STEPS[-1],
             is_cpu=computes_on_cpu(),
-            kv_bits=model.kv_bits,
-            kv_rows=model.kv_rows,
+            kv_bits=kv_bits or row_format.bits,
+            kv_rows=_kv_rows_of(row_format),
         ),
     )
 
 
 def reserve(model: Gemma4, prompt_cache: PromptCache, plan: MemoryPlan) -> None:
-    """Have caches make room for what is planned at once, and grow no further than memory allows."""
+    """Have caches keep to a plan.
+
+    Rows have its bits; room for its positions is made at once, and more as far as memory allows.
+    """
+    for layer_cache in global_caches(prompt_cache):
+        layer_cache.choose_bits(plan.kv_bits)
     limit_tokens = memory_context(model, prompt_cache)
-    for layer_cache in prompt_cache:
-        if isinstance(layer_cache, SharedCache):
-            layer_cache.context_tokens = plan.context_tokens
-            layer_cache.limit_tokens = limit_tokens
+    for layer_cache in global_caches(prompt_cache):
+        layer_cache.context_tokens = plan.context_tokens
+        layer_cache.limit_tokens = limit_tokens
+
+
+def _row_format_of(prompt_cache: PromptCache) -> RowFormat:
+    """Return how global layers keep their rows."""
+    return next((c.row_format for c in global_caches(prompt_cache)), RowFormat())
+
+
+def _kv_rows_of(row_format: RowFormat) -> str:
+    return "shared" if row_format.has_keys else "value"
 
 
 def _check_length(inputs: ModelInputs, prompt_cache: PromptCache, context: int) -> int:
@@ -130,8 +164,8 @@ def _count_copied(prompt_cache: PromptCache, context_tokens: int) -> int:
     return max(
         (
             layer_cache.offset
-            for layer_cache in prompt_cache
-            if isinstance(layer_cache, SharedCache) and layer_cache.allocated < context_tokens
+            for layer_cache in global_caches(prompt_cache)
+            if layer_cache.allocated < context_tokens
         ),
         default=0,
     )

@@ -8,14 +8,14 @@ from typing import Any, Self
 
 import mlx.core as mx
 
-from mlx_gemma4.cache import PromptCache
+from mlx_gemma4.cache import PromptCache, global_caches
 from mlx_gemma4.generation.generate import generate_step
 from mlx_gemma4.generation.lookup import (
     MAX_DRAFT_TOKENS,
     PromptLookup,
     check_num_draft_tokens,
 )
-from mlx_gemma4.generation.reading import memory_context, plan_reading
+from mlx_gemma4.generation.reading import memory_context, plan_reading, reserve
 from mlx_gemma4.generation.reply import FinishReason, Reply, ReplyPart
 from mlx_gemma4.generation.sampling import RewindableSampler, Sampler
 from mlx_gemma4.generation.speculation import (
@@ -25,7 +25,7 @@ from mlx_gemma4.generation.speculation import (
 )
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.kernels import registry
-from mlx_gemma4.memory import PREFILL_STEPS, format_bytes
+from mlx_gemma4.memory import COMPACT_KV_BITS, PREFILL_STEPS, MemoryPlan, format_bytes
 from mlx_gemma4.messages import ToolCall
 from mlx_gemma4.model.gemma4 import Gemma4
 from mlx_gemma4.processing.tokenizer import Tokenizer
@@ -50,6 +50,7 @@ class GenerationResponse:
         generation_tps: Tokens per second after the first.
         peak_memory: Gigabytes (10^9 bytes) that MLX held at most in this process.
         prefill_step_size: Positions of the prompt read at a time.
+        kv_bits: Of global layers' rows in the cache: 16 is the dtype of activations, 8 is int8.
         speculate: Where drafts came from: "lookup", or "off" if there were none, as a note says
             where they had been asked for.
         draft_tokens: Tokens that were drafted so far.
@@ -73,6 +74,7 @@ class GenerationResponse:
     generation_tps: float
     peak_memory: float
     prefill_step_size: int = 0
+    kv_bits: int = 16
     speculate: Speculate = "off"
     draft_tokens: int = 0
     accepted_tokens: int = 0
@@ -109,6 +111,7 @@ class GenerationResult:
     generation_tps: float
     peak_memory: float
     prefill_step_size: int
+    kv_bits: int
     speculate: Speculate
     draft_tokens: int
     accepted_tokens: int
@@ -149,6 +152,7 @@ class GenerationResult:
             generation_tps=last.generation_tps,
             peak_memory=last.peak_memory,
             prefill_step_size=last.prefill_step_size,
+            kv_bits=last.kv_bits,
             speculate=last.speculate,
             draft_tokens=last.draft_tokens,
             accepted_tokens=last.accepted_tokens,
@@ -185,7 +189,8 @@ def stream_response(
         sampler: Log-probabilities [B, V] to tokens [B]; None is greedy.  With one that cannot take
             draws back, `speculate` is off, with a note.
         max_tokens: -1 goes on to the end of the context, or of the memory for it, with a note.
-        prompt_cache: From `model.make_cache`, updated; None makes one.
+        prompt_cache: From `model.make_cache`, updated; None makes one.  If neither has settled its
+            bits, they are 16, or 8 where these alone fit, with a note.
         prefill_step_size: Positions of a chunk; None takes as many as memory allows, with a note
             where those are fewer than they could be.
         speculate: "lookup" drafts tokens from n-grams of the prompt and the answer.
@@ -208,8 +213,17 @@ def stream_response(
     plan = plan_reading(
         remaining, model, cache, max_tokens=max_tokens, prefill_step_size=prefill_step_size
     )
+    is_compacted = any(c.row_format.bits != plan.kv_bits for c in global_caches(cache))
+    reserve(model, cache, plan)  # what is said of bits stays true, whatever memory does next
     cached_tokens = 0 if reading is None else reading.cached_tokens
-    account = _Account(inputs, plan.prefill_step_size, cached_tokens)
+    account = _Account(inputs, plan, cached_tokens)
+    if is_compacted:
+        assert model.memory_limit is not None
+        limit = model.memory_limit
+        account.add_note(
+            f"global layers keep int8 rows, since 16 bits do not fit; so it needs {plan}; "
+            f"{limit.source} {format_bytes(limit.limit_bytes)}"
+        )
     if prefill_step_size is None and plan.prefill_step_size < min(len(inputs), PREFILL_STEPS[0]):
         account.add_note(
             f"the prompt is read {plan.prefill_step_size:,} tokens at a time, which takes "
@@ -246,7 +260,11 @@ def stream_response(
             if response.finish_reason:
                 return
     if max_tokens < 0 and (room := memory_context(model, cache)) < _context_of(model):
-        account.add_note(f"the answer ends where memory does: {room:,} tokens with the prompt")
+        compact = memory_context(model, cache, COMPACT_KV_BITS)
+        more = f", {compact:,} with --kv-bits {COMPACT_KV_BITS}" if compact > room else ""
+        account.add_note(
+            f"the answer ends where memory does: {room:,} tokens with the prompt{more}"
+        )
     yield account.respond(reply.end())
 
 
@@ -261,10 +279,10 @@ class _Account:
         lookup: Where drafts come from; None if there are none.
     """
 
-    def __init__(self, inputs: ModelInputs, prefill_step_size: int, cached_tokens: int = 0) -> None:
+    def __init__(self, inputs: ModelInputs, plan: MemoryPlan, cached_tokens: int = 0) -> None:
         self.lookup: PromptLookup | None = None
         self._prompt_tokens, self._cached_tokens = len(inputs), cached_tokens
-        self._prefill_step_size = prefill_step_size
+        self._plan = plan
         self._notes = list(inputs.notes)
         self._start = self._first = self._last = time.perf_counter()
         self._tokens = self._accepted = 0
@@ -308,7 +326,8 @@ class _Account:
             generation_tokens=self._tokens,
             generation_tps=(self._tokens - 1) / generated_s if generated_s > 0 else 0.0,
             peak_memory=mx.get_peak_memory() / 1e9,
-            prefill_step_size=self._prefill_step_size,
+            prefill_step_size=self._plan.prefill_step_size,
+            kv_bits=self._plan.kv_bits,
             speculate="lookup" if self.lookup else "off",
             draft_tokens=self.lookup.draft_tokens if self.lookup else 0,
             accepted_tokens=self._accepted,

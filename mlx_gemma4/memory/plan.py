@@ -43,6 +43,7 @@ class MemoryPlan:
         drafter_bytes: Parameters of a drafter.
         prefill_step_size: Positions of a chunk.
         largest_bytes: Of the largest temporary array.
+        kv_bits: Of global layers' rows in the cache; see `Reading`.
     """
 
     weights_bytes: int
@@ -52,6 +53,7 @@ class MemoryPlan:
     drafter_bytes: int = 0
     prefill_step_size: int = PREFILL_STEPS[0]
     largest_bytes: int = 0
+    kv_bits: int = 16
 
     @property
     def total_bytes(self) -> int:
@@ -61,10 +63,11 @@ class MemoryPlan:
     def __str__(self) -> str:
         """Return the sum as messages show it."""
         drafter = f"drafter {format_bytes(self.drafter_bytes)} + " if self.drafter_bytes else ""
+        int8 = " in int8" if self.kv_bits == COMPACT_KV_BITS else ""
         return (
             f"{format_bytes(self.total_bytes)} (weights {format_bytes(self.weights_bytes)} + "
-            f"{drafter}cache {format_bytes(self.cache_bytes)} for {self.context_tokens:,} tokens + "
-            f"{format_bytes(self.workspace_bytes)} to work in)"
+            f"{drafter}cache {format_bytes(self.cache_bytes)} for {self.context_tokens:,} tokens"
+            f"{int8} + {format_bytes(self.workspace_bytes)} to work in)"
         )
 
 
@@ -86,6 +89,7 @@ def plan_memory(
         drafter_bytes,
         reading.prefill_step_size,
         largest_array_bytes(text, context_tokens, item_bytes, reading),
+        reading.kv_bits,
     )
 
 
@@ -99,13 +103,16 @@ def choose_reading(
     reading: Reading | None = None,
     drafter_bytes: int = 0,
     workspace_limit_bytes: int = WORKSPACE_BYTES,
+    may_shorten: bool = True,
+    may_compact: bool = False,
 ) -> Reading:
     """Return the reading with the largest chunks whose temporary arrays fit.
 
-    They fit if they take `workspace_limit_bytes` at most, and what weights and cache leave of
+    Arrays fit if they take `workspace_limit_bytes` at most, and what weights and cache leave of
     `limit_bytes`.  In a long context some are as long as the cache, whatever the chunk: then a
-    quarter more than the least is taken too, since ever smaller chunks save ever less.  Where no
-    size makes it fit, it is the first by the bound alone: `check_memory` then refuses.
+    quarter more than the least is taken too, since ever smaller chunks save ever less.  Rows become
+    int8 only where they may, and no chunk size makes it fit otherwise.  Where nothing does, chunks
+    are the first by the bound alone: `check_memory` then refuses.
 
     Args:
         text: Of the decoder.
@@ -113,17 +120,25 @@ def choose_reading(
         context_tokens: Positions of prompt and answer.
         item_bytes: Of one activation.
         limit_bytes: For everything.
-        reading: All but the chunk size, which is the largest that may be chosen.
+        reading: All but what is chosen: its chunks are the largest.
         drafter_bytes: Parameters of a drafter.
         workspace_limit_bytes: For temporary arrays.
+        may_shorten: Whether the chunk size may be chosen.
+        may_compact: Whether rows may be int8.
     """
     reading = reading or Reading()
-    steps = [step for step in PREFILL_STEPS if step < reading.prefill_step_size]
+    steps = [step for step in PREFILL_STEPS if may_shorten and step < reading.prefill_step_size]
     choices = [replace(reading, prefill_step_size=s) for s in (reading.prefill_step_size, *steps)]
-    plans = [
-        plan_memory(text, weights_bytes, context_tokens, item_bytes, choice, drafter_bytes)
-        for choice in choices
-    ]
+
+    def plan_with(choice: Reading) -> MemoryPlan:
+        return plan_memory(text, weights_bytes, context_tokens, item_bytes, choice, drafter_bytes)
+
+    plans = [plan_with(choice) for choice in choices]
+    if may_compact and (needed := min(plan.total_bytes for plan in plans)) > limit_bytes:
+        compact = [replace(choice, kv_bits=COMPACT_KV_BITS) for choice in choices]
+        compact_plans = [plan_with(choice) for choice in compact]
+        if min(plan.total_bytes for plan in compact_plans) < needed:
+            choices, plans = compact, compact_plans
     least = min(range(len(plans)), key=lambda index: plans[index].workspace_bytes)
     allowed_bytes = max(workspace_limit_bytes, plans[least].workspace_bytes * 5 // 4)
     fits_at_all = plans[least].total_bytes <= limit_bytes
@@ -165,6 +180,8 @@ def check_memory(
     smaller: Mapping[str, int] | None = None,
     reading: Reading | None = None,
     drafter_bytes: int = 0,
+    may_shorten: bool = False,
+    has_rows: bool = False,
 ) -> MemoryPlan:
     """Return what the model needs, or refuse it.
 
@@ -178,6 +195,8 @@ def check_memory(
             bytes.
         reading: How the prompt is read.
         drafter_bytes: Parameters of a drafter.
+        may_shorten: Chunks of other ways may be shorter, if these need it.
+        has_rows: There are rows in the cache already, which keep their bits.
 
     Raises:
         MemoryLimitError: It does not fit; the message has the sum, and what would fit.
@@ -187,12 +206,23 @@ def check_memory(
     def plan_with(weights: int, how: Reading) -> MemoryPlan:
         return plan_memory(text, weights, context_tokens, item_bytes, how, drafter_bytes)
 
+    def bytes_with(weights: int, how: Reading) -> int:
+        how = choose_reading(
+            text,
+            weights,
+            context_tokens,
+            item_bytes,
+            limit_bytes=limit.limit_bytes,
+            reading=how,
+            drafter_bytes=drafter_bytes,
+            may_shorten=may_shorten,
+        )
+        return plan_with(weights, how).total_bytes
+
     plan = plan_with(weights_bytes, reading)
     if plan.total_bytes <= limit.limit_bytes:
         return plan
-    alternatives = {
-        option: plan_with(size, reading).total_bytes for option, size in (smaller or {}).items()
-    }
+    alternatives = {option: bytes_with(size, reading) for option, size in (smaller or {}).items()}
     for step in PREFILL_STEPS:
         if step < reading.prefill_step_size:
             shorter = plan_with(weights_bytes, replace(reading, prefill_step_size=step))
@@ -200,15 +230,19 @@ def check_memory(
                 alternatives[f"--prefill-step-size {step}"] = shorter.total_bytes
                 break
     if reading.kv_bits != COMPACT_KV_BITS:
-        compact = replace(reading, kv_bits=COMPACT_KV_BITS)
-        alternatives[f"--kv-bits {COMPACT_KV_BITS}"] = plan_with(weights_bytes, compact).total_bytes
+        compact = replace(reading, kv_bits=COMPACT_KV_BITS, copied_tokens=0)
+        anew = "the conversation read anew with " if has_rows else ""
+        option = f"{anew}--kv-bits {COMPACT_KV_BITS}"
+        alternatives[option] = bytes_with(weights_bytes, compact)
     ways = [
         f"{option} ({format_bytes(total_bytes)} in all)"
         for option, total_bytes in alternatives.items()
         if total_bytes <= limit.limit_bytes
     ]
+    shortest = min(PREFILL_STEPS[-1], reading.prefill_step_size)
+    shorter = replace(reading, prefill_step_size=shortest) if may_shorten else reading
     context = longest_context(
-        text, weights_bytes, limit.limit_bytes, item_bytes, reading, drafter_bytes
+        text, weights_bytes, limit.limit_bytes, item_bytes, shorter, drafter_bytes
     )
     if context >= CACHE_GROWTH:
         ways.append(f"a context of at most {context:,} tokens")

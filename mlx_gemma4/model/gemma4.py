@@ -30,14 +30,16 @@ KVRows = Literal["shared", "value"]
 KV_BITS = (16, 8)
 
 
-def check_kv(kv_bits: int, kv_rows: str) -> None:
+def check_kv(kv_bits: int | None, kv_rows: str) -> None:
     """Refuse rows that are not known.
 
     Raises:
         OptionError: A value that is not allowed.
     """
-    if kv_bits not in KV_BITS:
-        raise OptionError(f"kv_bits is {kv_bits}; allowed are 16 and 8")
+    if kv_bits is not None and kv_bits not in KV_BITS:
+        raise OptionError(
+            f"kv_bits is {kv_bits}; allowed are 16 and 8, and None, which leaves it to the planner"
+        )
     if kv_rows not in get_args(KVRows):
         raise OptionError(f'kv_rows is "{kv_rows}"; allowed are shared and value')
 
@@ -53,7 +55,7 @@ class Gemma4(nn.Module):
         memory_limit: What a conversation has to fit into, parameters included; None if it is not
             watched.
         kv_bits: Of global layers' rows in the caches that it makes: 16 is the dtype of activations,
-            8 is int8.
+            8 is int8; None is 16, which the planner may change before a cache has rows.
         kv_rows: "shared" keeps the rotated part of keys beside values; "value" keeps values alone,
             a fifth less, and makes keys anew wherever they are read.
 
@@ -67,7 +69,7 @@ class Gemma4(nn.Module):
         self.image_attention: ImageAttention = image_attention
         self.generation_config = GenerationConfig.from_dict({}, config)
         self.memory_limit: MemoryLimit | None = None
-        self.kv_bits = 16
+        self.kv_bits: int | None = None
         self.kv_rows: KVRows = "shared"
         hidden_size = config.text_config.hidden_size
         self.language_model = LanguageModel(config.text_config)
@@ -138,11 +140,12 @@ class Gemma4(nn.Module):
         check_kv(kv_bits, kv_rows)
         text = self.config.text_config
         rotated_dims = Sizes.from_config(text, self.dtype).global_rotated_dims
-        row_format = RowFormat(rotated_dims, kv_bits, has_keys=kv_rows == "shared")
+        bits = KV_BITS[0] if kv_bits is None else kv_bits
+        row_format = RowFormat(rotated_dims, bits, has_keys=kv_rows == "shared")
         return [
             SlidingCache(text.sliding_window, RING_SLACK)
             if text.is_sliding(index)
-            else SharedCache(row_format, context_tokens)
+            else SharedCache(row_format, context_tokens, are_bits_open=kv_bits is None)
             for index in range(text.num_hidden_layers)
         ]
 

@@ -18,7 +18,7 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from mlx_gemma4.cache import LayerCache, SlidingCache
+from mlx_gemma4.cache import LayerCache, SlidingCache, global_caches
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.prompt_cache.keys import common_prefix, last_cut, prompt_keys, text_keys
 from mlx_gemma4.prompt_cache.line import Line, Snapshot, count_bytes, thin_out
@@ -93,7 +93,8 @@ class PromptCacheStore:
     Not for several threads at once.  Several prompts may be read at the same time.
 
     Args:
-        make_cache: Makes an empty prompt cache, `model.make_cache`.
+        make_cache: Makes an empty prompt cache, `model.make_cache`.  Its bits are those of every
+            prompt, also where nobody has settled them: prompts share rows.
         max_bytes: For snapshots and for rows of all prompts but the newest.
         turn_token_id: With which a turn begins, `tokenizer.special_id("sot_token")`.
         paragraph_token_id: After which a paragraph begins: of an empty line.
@@ -145,6 +146,8 @@ class PromptCacheStore:
         partings = self._partings(keys)
         if line is None:
             line = Line(keys[:0], list(self._make_cache()))
+            for layer_cache in global_caches(line.prompt_cache):
+                layer_cache.choose_bits(layer_cache.row_format.bits)
         else:
             line = self._go_on(line, snapshot, cut)
         line.is_lent = True

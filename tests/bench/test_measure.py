@@ -253,7 +253,7 @@ def test_loading_is_measured_from_the_files(tiny_checkpoint: Path) -> None:
     model, _, row = load_model(str(tiny_checkpoint), {"dtype": "float32"}, 1, lambda _: None)
     assert row.label == "load"
     assert len(row.samples_s) == 1
-    assert model.dtype == mx.float32
+    assert (model.dtype, model.kv_bits) == (mx.float32, 16)
 
 
 def test_a_cold_start_is_a_process_of_its_own() -> None:

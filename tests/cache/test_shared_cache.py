@@ -184,3 +184,24 @@ def test_a_token_of_the_12b_at_its_whole_context(row_format, bytes_of_token):
     for _ in range(8):
         cache.update_and_fetch(chunk)
     assert 8 * cache.nbytes == 262_144 * bytes_of_token
+
+
+def test_bits_are_settled_once_and_before_there_are_rows():
+    fixed = SharedCache(RowFormat(ROTATED))
+    open_, begun = (SharedCache(RowFormat(ROTATED), are_bits_open=True) for _ in range(2))
+    rows = mx.ones((1, 1, 3, ROTATED + DH))
+    assert not fixed.are_bits_open
+    fixed.choose_bits(16)
+    with pytest.raises(ValueError, match="rows have 16 bits already, not 8"):
+        fixed.choose_bits(8)
+    assert open_.are_bits_open
+    open_.choose_bits(8)
+    assert (open_.row_format.bits, open_.are_bits_open) == (8, False)
+    with pytest.raises(ValueError, match="rows have 8 bits already, not 16"):
+        open_.choose_bits(16)
+    assert open_.update_and_fetch(rows).rows.dtype == mx.int8
+    begun.update_and_fetch(rows)
+    begun.trim(3)
+    assert not begun.are_bits_open
+    with pytest.raises(ValueError, match="rows have 16 bits already, not 8"):
+        begun.choose_bits(8)

@@ -76,7 +76,7 @@ def test_suggestions_come_with_what_gives_most_first(config_12b, capsys):
 
 
 def test_a_shorter_context_is_suggested_that_does_fit(config_12b, capsys):
-    line = ("--recipe", "q4", "--memory", "12GB", "--context")
+    line = ("--recipe", "q4", "--memory", "12GB", "--kv-bits", "16", "--context")
     document = plan(capsys, config_12b, *line, "256k")
     longest = document["longest_context"]
     assert 4096 < longest < 262_144
@@ -85,6 +85,34 @@ def test_a_shorter_context_is_suggested_that_does_fit(config_12b, capsys):
     step = ("--prefill-step-size", str(document["prefill_step_size"]))
     assert plan(capsys, config_12b, *line, str(longest), *step)["fits"]
     assert not plan(capsys, config_12b, *line, str(longest + 256), *step)["fits"]
+
+
+def test_bits_are_those_that_generate_would_choose(config_12b, capsys):
+    line = ("--recipe", "q4", "--memory", "12GB", "--context")
+    short = plan(capsys, config_12b, *line, "8k")
+    assert (short["kv_bits"], short["fits"]) == (16, True)
+    assert short["longest_context"] < short["longest_context_int8"]
+    long = plan(capsys, config_12b, *line, "256k")
+    assert (long["kv_bits"], long["fits"], long["suggestions"]) == (8, True, [])
+    asked = plan(capsys, config_12b, *line, "256k", "--kv-bits", "8")
+    assert asked == long
+    kept = plan(capsys, config_12b, *line, "256k", "--kv-bits", "16")
+    assert (kept["kv_bits"], kept["fits"]) == (16, False)
+    options = {way["option"]: way["fits"] for way in kept["suggestions"]}
+    assert options["--kv-bits 8"]
+
+
+def test_the_table_says_which_bits_they_are(config_12b, capsys):
+    line = ["plan", "--model", str(config_12b), "--recipe", "q4", "--memory", "12GB"]
+    assert main([*line, "--context", "256k"]) == 0
+    shown = capsys.readouterr().out
+    assert "262,144 tokens, --kv-bits 8" in shown
+    assert "fits with --kv-bits 8, which is chosen, and not with 16; a context of up to" in shown
+    assert main(line) == 0
+    shown = capsys.readouterr().out
+    assert "4,096 tokens, --kv-bits 16" in shown
+    assert "fits; a context of up to " in shown
+    assert " with --kv-bits 8" in shown.splitlines()[-1]
 
 
 def test_media_are_part_of_the_context(config_12b, capsys):
