@@ -152,6 +152,7 @@ def _plan(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return bytes of weights and caches, and the limit of this machine; and notes about them."""
     from mlx_gemma4.memory import (
+        COMPACT_KV_BITS,
         PREFILL_STEPS,
         Reading,
         cache_bytes,
@@ -177,6 +178,11 @@ def _plan(
         weights_bytes = item_bytes * sum(map(math.prod, expected_tensors(config).values()))
     text, limit = config.text_config, machine_limit()
     context = text.max_position_embeddings
+
+    def longest_with(kv_bits: int) -> int:
+        reading = Reading(PREFILL_STEPS[-1], is_cpu=computes_on_cpu(), kv_bits=kv_bits)
+        return longest_context(text, weights_bytes, limit.limit_bytes, item_bytes, reading)
+
     return {
         "dtype": dtype,
         "weights_bytes": weights_bytes,
@@ -186,13 +192,8 @@ def _plan(
         "max_position_embeddings": context,
         "limit_bytes": limit.limit_bytes,
         "limit_source": limit.source,
-        "longest_context": longest_context(
-            text,
-            weights_bytes,
-            limit.limit_bytes,
-            item_bytes,
-            Reading(PREFILL_STEPS[-1], is_cpu=computes_on_cpu()),
-        ),
+        "longest_context": longest_with(16),
+        "longest_context_int8": longest_with(COMPACT_KV_BITS),
     }, notes
 
 
@@ -261,10 +262,12 @@ def _print_memory(memory: dict[str, Any]) -> None:
         f"{memory['max_position_embeddings']:,} tokens"
     )
     _print_line("memory", ", ".join(parts))
+    longest, longest_int8 = memory["longest_context"], memory["longest_context_int8"]
+    more = f", of {longest_int8:,} with --kv-bits 8" if longest_int8 > longest else ""
     _print_line(
         "machine",
         f"{memory['limit_source']} {format_bytes(memory['limit_bytes'])}: a context of "
-        f"{memory['longest_context']:,} tokens fits",
+        f"{longest:,} tokens fits{more}",
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_gemma4.cli import main
+from mlx_gemma4.memory import MemoryLimit
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -128,6 +129,18 @@ def test_inspect_reads_no_weights(small_checkpoint, monkeypatch, capsys):
 
     monkeypatch.setattr("mlx_gemma4.weights.load_weights", load_weights)
     assert main(["inspect", "--model", str(small_checkpoint), "hi"]) == 0
+
+
+def test_inspect_says_how_far_int8_rows_reach(monkeypatch, capsys):
+    limit = MemoryLimit(163_000_000, "this test can hold")  # of it, 23.7 MB are weights
+    monkeypatch.setattr("mlx_gemma4.memory.machine_limit", lambda: limit)
+    arguments = ["inspect", "--model", "demo", "--dtype", "float32"]
+    assert main([*arguments, "--json"]) == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert memory["longest_context"] < memory["longest_context_int8"] == 8192
+    assert main(arguments) == 0
+    longest = f"a context of {memory['longest_context']:,} tokens fits"
+    assert f"{longest}, of 8,192 with --kv-bits 8" in capsys.readouterr().out
 
 
 @pytest.mark.google_files
