@@ -8,10 +8,10 @@ from typing import cast
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_gemma4.cache import PromptCache, SharedCache
 from mlx_gemma4.config import QuantizationSettings
 from mlx_gemma4.kernels import registry
 from mlx_gemma4.kernels.kernel import Sizes, dtype_name
+from mlx_gemma4.memory import Reading
 from mlx_gemma4.model.gemma4 import Gemma4
 from mlx_gemma4.weights import Checkpoint, expected_tensors
 
@@ -125,15 +125,9 @@ def describe_model(
         num_hidden_layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
         sliding_window=text.sliding_window,
-        kv_bits=kv_bits_of(model.make_cache()),
+        kv_bits=model.kv_bits or Reading().kv_bits,
         kv_rows=model.kv_rows,
     )
-
-
-def kv_bits_of(prompt_cache: PromptCache) -> int:
-    """Return the bits of global layers' rows in a cache."""
-    caches = (cache for cache in prompt_cache if isinstance(cache, SharedCache))
-    return next(cache.row_format.bits for cache in caches)
 
 
 def check_kernels(

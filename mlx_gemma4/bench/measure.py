@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_gemma4.api import stream_generate
 from mlx_gemma4.bench.chips import Chip
-from mlx_gemma4.bench.facts import ModelFacts, kv_bits_of
+from mlx_gemma4.bench.facts import ModelFacts
 from mlx_gemma4.bench.power import EnergyMeter, Span
 from mlx_gemma4.bench.report import Row
 from mlx_gemma4.bench.roofline import (
@@ -32,7 +32,7 @@ from mlx_gemma4.generation.batch_row import BatchFailure, BatchRequest
 from mlx_gemma4.generation.generate import generate_step, prefill
 from mlx_gemma4.generation.reading import plan_reading
 from mlx_gemma4.inputs import ModelInputs
-from mlx_gemma4.memory import MemoryPlan
+from mlx_gemma4.memory import MemoryPlan, Reading
 from mlx_gemma4.model.gemma4 import Gemma4
 from mlx_gemma4.processing.processor import Processor
 
@@ -133,14 +133,12 @@ class Bench:
         self._read(min(length, plan.prefill_step_size), 2)
         mx.clear_cache()
         mx.reset_peak_memory()
-        reads, answers, kv_bits = list[Span](), list[Span](), 0
+        reads, answers = list[Span](), list[Span]()
         for turn in range(work.rounds):
             self._progress(f"{label}, round {turn + 1} of {work.rounds}")
-            times, kv_bits = self._read(length, work.tokens + 1)
+            times = self._read(length, work.tokens + 1)
             reads.append((times[0], times[1]))
             answers.append((times[1], times[-1]))
-        if kv_bits != self._facts.kv_bits:
-            self.notes.append(f"{label}: {kv_bits} bits in the cache")
         yield Row(
             "prefill",
             "",
@@ -160,7 +158,7 @@ class Bench:
             length,
             work.tokens,
             "tokens",
-            **self._least_decode(length, kv_bits),
+            **self._least_decode(length),
             **measured(answers, self._meter),
         )
 
@@ -245,18 +243,14 @@ class Bench:
         length = len(self._processor(QUESTION, **media))
         return Row("first token", case, length, 0, 1, "", **measured(spans, self._meter))
 
-    def _read(self, length: int, tokens: int) -> tuple[list[float], int]:
-        """Read a prompt and answer it.
-
-        Returns:
-            When it began and when each token was there, and the bits that the cache had.
-        """
-        inputs, cache = self.inputs(length), self._model.make_cache()
+    def _read(self, length: int, tokens: int) -> list[float]:
+        """Read a prompt and answer it; return when it began, and when each token was there."""
+        inputs = self.inputs(length)
         mx.synchronize()
         times = [time.perf_counter()]
-        for _ in generate_step(inputs, self._model, max_tokens=tokens, prompt_cache=cache):
+        for _ in generate_step(inputs, self._model, max_tokens=tokens):
             times.append(time.perf_counter())
-        return times, kv_bits_of(cache)
+        return times
 
     def inputs(self, length: int) -> ModelInputs:
         """Return a prompt of ordinary tokens, the same in every run."""
@@ -277,7 +271,7 @@ class Bench:
             self.notes.append(f"{length:,} tokens were left out: {error}")
             return None
 
-    def _least_decode(self, depth: int, kv_bits: int) -> dict[str, Any]:
+    def _least_decode(self, depth: int) -> dict[str, Any]:
         """Return the least seconds of an answer by bandwidth and arithmetic, and its bytes."""
         tokens, item_bytes = self._workload.tokens, self._model.dtype.size
         context = depth + tokens // 2
@@ -285,7 +279,8 @@ class Bench:
         operations = sum(attention_operations(self._text, window=seen, context=context))
         operations += 2 * sum(count for _, count in matrices(self._text))
         read_bytes = self._facts.token_bytes + sliding_bytes(self._text, context, item_bytes)
-        read_bytes += global_bytes(self._text, context, item_bytes, self._model.kv_rows, kv_bits)
+        kind = self._model.kv_rows, self._facts.kv_bits or Reading().kv_bits
+        read_bytes += global_bytes(self._text, context, item_bytes, *kind)
         reading_s = tokens / decode_tokens_per_s(self._ceiling, read_bytes)
         arithmetic_s = tokens * operations / (self._ceiling.vector_tflops * 1e12)
         return {

@@ -77,8 +77,7 @@ def load_model(
         gc.collect()
         mx.clear_cache()
         start = time.perf_counter()
-        # Bits that are chosen for each prompt would make rows of a table differ in two things.
-        model, processor = load(name, kv_bits=16, **load_options)
+        model, processor = load(name, **load_options)
         mx.eval(model.parameters())
         spans.append((start, time.perf_counter()))
     assert model is not None

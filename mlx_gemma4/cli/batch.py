@@ -4,7 +4,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -32,15 +32,6 @@ Output = Annotated[
         "-o",
         metavar="FILE",
         help="Answers, a JSON object a line. Those that are there already are not made again.",
-    ),
-]
-
-KVBits = Annotated[
-    Literal["16", "8"],
-    typer.Option(
-        "--kv-bits",
-        help="Bits of the cache in global layers: 8 is int8, half the memory of a long context. "
-        "All answers have the same: they are not chosen by what memory there is.",
     ),
 ]
 
@@ -72,7 +63,7 @@ def batch(
     quantize: options.Quantize = None,
     dtype: options.Dtype = None,
     image_attention: options.ImageAttention = "sliding",
-    kv_bits: KVBits = "16",
+    kv_bits: options.FixedKVBits = "16",
     kv_rows: options.KVRows = "shared",
     prefill_step_size: options.PrefillStepSize = None,
     no_tune: options.NoTune = False,

@@ -74,7 +74,7 @@ def bench(
     ] = None,
     quantize: options.Quantize = None,
     dtype: options.Dtype = None,
-    kv_bits: options.KVBits = "16",
+    kv_bits: options.FixedKVBits = "16",
     kv_rows: options.KVRows = "shared",
     json_file: Annotated[
         str | None,

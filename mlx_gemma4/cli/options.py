@@ -187,6 +187,14 @@ KVBits = Annotated[
         "16.",
     ),
 ]
+FixedKVBits = Annotated[
+    Literal["16", "8"],
+    typer.Option(
+        "--kv-bits",
+        help="Bits of the cache in global layers: 8 is int8, half the memory of a long context. "
+        "The same for all prompts: they are not chosen by what memory there is.",
+    ),
+]
 KVRows = Annotated[
     Literal["shared", "value"],
     typer.Option(

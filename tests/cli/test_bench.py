@@ -69,7 +69,7 @@ def test_a_table_and_a_file(tmp_path, capsys):
         assert secret not in text
 
 
-KV_BITS = get_args(get_args(options.KVBits)[0])
+KV_BITS = get_args(get_args(options.FixedKVBits)[0])
 
 
 @pytest.mark.parametrize("kv_bits", KV_BITS)
@@ -79,7 +79,7 @@ def test_every_cache_is_measured(tmp_path, capsys, kv_bits, kv_rows):
     line = ["bench", "--model", "demo", *SHORT, "--json", str(path)]
     assert main([*line, "--kv-bits", kv_bits, "--kv-rows", kv_rows]) == 0
     model = read_document(path).model
-    assert (model.kv_bits, model.kv_rows) == (8 if kv_bits == "8" else 16, kv_rows)
+    assert (model.kv_bits, model.kv_rows) == (int(kv_bits), kv_rows)
     shown = capsys.readouterr().out
     assert ("8-bit cache" in shown) == (kv_bits == "8")
     assert ("values alone" in shown) == (kv_rows == "value")
