@@ -25,12 +25,14 @@ from mlx_gemma4.kernels import registry
 from mlx_gemma4.kernels.kernel import Sizes
 from mlx_gemma4.memory import (
     DEFAULT_CONTEXT,
+    WORKSPACE_BYTES,
     MemoryLimit,
     Reading,
     check_memory,
     choose_reading,
     computes_on_cpu,
     keep_resident,
+    limit_buffers,
     machine_limit,
 )
 from mlx_gemma4.model.fuse import fuse_projections
@@ -71,7 +73,8 @@ def load(
 
     A mistake is found before it is expensive: a wrong model before its weights are downloaded, a
     damaged file before a tensor is read, too little memory before anything is loaded.  Parameters
-    stay lazy: they are read from the files when they are first used.
+    stay lazy: they are read from the files when they are first used.  Of freed arrays, MLX keeps
+    512 MiB from then on, and no more (`mx.set_cache_limit`).
 
     Args:
         name: A folder; a name on the Hugging Face Hub such as "google/gemma-4-12B-it", which is
@@ -137,6 +140,7 @@ def load(
     model.kv_bits, model.kv_rows = kv_bits, kv_rows
     model.memory_limit = limit
     keep_resident()
+    limit_buffers(WORKSPACE_BYTES)
     sizes = Sizes.from_config(checkpoint.config.text_config, chosen_dtype)
     kernel_notes = registry.prepare(sizes, tune=tune, progress=tune_progress)
     model.notes = (*checkpoint.notes, *kernel_notes)

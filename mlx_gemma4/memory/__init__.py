@@ -11,6 +11,7 @@ from mlx_gemma4.memory.machine import (
     MemoryLimit,
     computes_on_cpu,
     keep_resident,
+    limit_buffers,
     mac_limit,
     machine_limit,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "computes_on_cpu",
     "format_bytes",
     "keep_resident",
+    "limit_buffers",
     "longest_context",
     "mac_limit",
     "machine_limit",

@@ -62,6 +62,19 @@ def keep_resident() -> None:
         mx.set_wired_limit(int(recommended))
 
 
+def limit_buffers(most_bytes: int) -> None:
+    """Have MLX keep so many bytes of freed arrays at most, for arrays to come.
+
+    As it comes, it keeps on a Mac whatever a prompt has needed at any time, up to the GPU's limit:
+    memory that other programs lack.  A lower limit that was set before stays.
+    """
+    import mlx.core as mx
+
+    before = mx.set_cache_limit(most_bytes)
+    if before < most_bytes:
+        mx.set_cache_limit(before)
+
+
 def mac_limit(memory_bytes: int) -> MemoryLimit:
     """Return what the GPU of a Mac with so much memory can use, about."""
     source = f"of {format_bytes(memory_bytes)} macOS leaves the GPU about"

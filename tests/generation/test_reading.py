@@ -10,7 +10,7 @@ from mlx_gemma4.errors import InputError, MemoryLimitError, OptionError
 from mlx_gemma4.generation.generate import generate_step, prefill
 from mlx_gemma4.generation.reading import count_tokens, memory_context, plan_reading
 from mlx_gemma4.inputs import Modality, ModelInputs, SoftTokenSpan
-from mlx_gemma4.memory import WORKSPACE_BYTES, MemoryLimit, keep_resident
+from mlx_gemma4.memory import WORKSPACE_BYTES, MemoryLimit, keep_resident, limit_buffers
 
 
 @pytest.fixture
@@ -148,3 +148,22 @@ def test_arrays_stay_resident_on_a_gpu(monkeypatch, device):
     monkeypatch.setattr(mx, "set_wired_limit", limits.append)
     keep_resident()
     assert limits == ([12 << 30] if device == mx.gpu else [])
+
+
+@pytest.mark.parametrize(("before", "after"), [(1 << 40, 1000), (10, 10)])
+def test_few_freed_arrays_are_kept(before, after):
+    usual = mx.set_cache_limit(before)
+    try:
+        limit_buffers(1000)
+        assert mx.set_cache_limit(0) == after
+    finally:
+        mx.set_cache_limit(usual)
+
+
+def test_load_bounds_what_is_kept_of_freed_arrays():
+    usual = mx.set_cache_limit(1 << 40)
+    try:
+        load("demo")
+        assert mx.set_cache_limit(0) == WORKSPACE_BYTES
+    finally:
+        mx.set_cache_limit(usual)
