@@ -8,27 +8,24 @@ it would take days on a CPU.
 
     python benchmarks/bench_memory.py build/memory
     python benchmarks/bench_memory.py build/memory --only mid
+    python benchmarks/bench_memory.py build/memory --output benchmarks/results/CHIP/FILE.json
 """
 
 import argparse
+import datetime
 import json
-import platform
 import resource
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from random_checkpoint import SIZES, Size, write_checkpoint
+from peer_facts import describe_machine, list_versions, name_command, name_commit
+from random_checkpoint import write_checkpoint
 
-# The 12B's heads, window, and head dimensions; a fifth of its width and an eighth of its layers.
-HEADS = Size(1024, 4096, 6, 16, 8, 256, 512, 1024, 4096)
-# The 12B's 48 layers, narrow: what each of them leaves behind adds up.
-DEEP = Size(256, 512, 48, 4, 4, 128, 128, 256, 4096)
-MODELS = {"tiny": SIZES["tiny"], "mid": SIZES["mid"], "heads": HEADS, "deep": DEEP}
+MODELS = ("tiny", "mid", "heads", "deep")  # of random_checkpoint.py
 # model, bits, context, chunk, soft tokens of each of two pictures, whether it is one chunk
 CASES = [
     *[("tiny", None, tokens, 2048, 0, False) for tokens in (512, 2048, 8192)],
@@ -88,7 +85,7 @@ def fill_cache(model: Any, cache: Any, tokens: int) -> None:
         count = min(tokens, layer_cache.capacity) if is_sliding else tokens
         layer_cache.offset = tokens - count
         shape = (1, text.num_key_value_heads_of(index), count, dims)
-        rows = 0.1 * mx.random.normal(shape)
+        rows = 0.1 * mx.random.normal(shape, model.dtype)
         if not is_sliding:
             layer_cache.offset = 0
         layer_cache.update_and_fetch(rows)
@@ -118,12 +115,22 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="where the random checkpoints are made")
     parser.add_argument("--only", choices=MODELS, help="one model alone")
+    parser.add_argument("--output", type=Path, help="for the JSON, which is printed in any case")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
         print(json.dumps(measure(options.folder / options.case["model"], options.case)))
         return
+    document: dict[str, Any] = {
+        "what": "memory",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": name_commit(),
+        "command": name_command(__file__, sys.argv[1:]),
+        "machine": describe_machine(),
+        "versions": list_versions(sys.executable),
+    }
     rows: list[dict[str, Any]] = []
+    document["rows"] = rows
     print(
         f"{'model':<7}{'bits':>5}{'tokens':>9}{'chunk':>7}{'picture':>9}{'planned':>10}"
         f"{'measured':>10}{'ratio':>7}{'RSS':>8}{'s':>7}   MB"
@@ -135,20 +142,13 @@ def main() -> None:
         if options.only in (None, case["model"]):
             folder = options.folder / case["model"]
             if not (folder / "config.json").exists():
-                write_checkpoint(folder, MODELS[case["model"]])
+                write_checkpoint(folder, case["model"])
             rows.append(run(options, case))
     off = [row for row in rows if not is_close(row)]
     print(f"{len(rows) - len(off)} of {len(rows)} within 5 % or 50 MB")
-    print(
-        json.dumps(
-            {
-                "bench": "memory",
-                "machine": platform.machine(),
-                "mlx": version("mlx"),
-                "rows": rows,
-            }
-        )
-    )
+    if options.output is not None:
+        options.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(document))
 
 
 def run(options: argparse.Namespace, case: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,12 @@ def list_versions(python: str) -> dict[str, str]:
         [python, "-c", code, *PACKAGES], capture_output=True, text=True, check=True
     )
     return json.loads(result.stdout)
+
+
+def name_command(script: str, arguments: list[str]) -> str:
+    """Return a command line as it can be given elsewhere: of absolute paths, the names alone."""
+    short = [re.sub(r"(^|=)/\S*/", r"\1", argument) for argument in arguments]
+    return shlex.join([f"benchmarks/{Path(script).name}", *short])
 
 
 def describe_machine() -> dict[str, Any]:

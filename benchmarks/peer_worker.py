@@ -9,12 +9,15 @@ one JSON document as the last line.
                  without a picture: imports, loading, processing and prefill
     speed        prefill and decode of random token ids, greedy, the peak memory of the process, and
                  what MLX held beyond the weights
+    memory       prefill alone, in full or as the last chunk behind random rows in the program's own
+                 cache: what MLX held beyond weights and cache, and the cache's own bytes
 
 Each program is asked in its own documented way.  Times are taken here, around its token iterator,
 so that they mean the same for all.
 """
 
 import argparse
+import inspect
 import json
 import random
 import resource
@@ -50,6 +53,33 @@ class OwnWorker:
         inputs = ModelInputs(np.array(ids, np.int32))
         return generate_step(inputs, self.model, max_tokens=max_tokens)
 
+    def prefill_step_size(self, ids: list[int]) -> int:
+        import numpy as np
+
+        from mlx_gemma4.generation.reading import plan_reading
+        from mlx_gemma4.inputs import ModelInputs
+
+        inputs = ModelInputs(np.array(ids, np.int32))
+        return plan_reading(inputs, self.model, self.model.make_cache()).prefill_step_size
+
+    def make_cache(self, context: int, past: int, step: int) -> Any:
+        sys.path.append(str(Path(__file__).resolve().parent))  # Python's safe path leaves it out
+        from bench_memory import fill_cache
+
+        # As if the prompt were read from its start, and its length known.
+        cache = self.model.make_cache(context_tokens=context)
+        if past:
+            fill_cache(self.model, cache, past)
+        return cache
+
+    def prefill(self, ids: list[int], cache: Any) -> None:
+        import numpy as np
+
+        from mlx_gemma4.generation.generate import prefill
+        from mlx_gemma4.inputs import ModelInputs
+
+        prefill(ModelInputs(np.array(ids, np.int32)), self.model, cache)
+
     def allocated_bytes(self) -> int | None:
         return mlx_peak_bytes()
 
@@ -60,6 +90,7 @@ class MlxLmWorker:
     def __init__(self, checkpoint: str) -> None:
         from mlx_lm import load
 
+        self.checkpoint = checkpoint
         self.model, self.tokenizer = load(checkpoint)[:2]
 
     def chat(self, question: str, image: str | None) -> Iterable[Any]:
@@ -77,6 +108,23 @@ class MlxLmWorker:
 
         return generate_step(mx.array(ids), self.model, max_tokens=max_tokens)
 
+    def prefill_step_size(self, ids: list[int]) -> int:
+        from mlx_lm.generate import generate_step
+
+        return inspect.signature(generate_step).parameters["prefill_step_size"].default
+
+    def make_cache(self, context: int, past: int, step: int) -> Any:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        return fill_cache(make_prompt_cache(self.model), self.checkpoint, past, step)
+
+    def prefill(self, ids: list[int], cache: Any) -> None:
+        import mlx.core as mx
+        from mlx_lm.generate import generate_step
+
+        for _ in generate_step(mx.array(ids), self.model, max_tokens=0, prompt_cache=cache):
+            raise RuntimeError("a token was made, and none was asked for")
+
     def allocated_bytes(self) -> int | None:
         return mlx_peak_bytes()
 
@@ -87,6 +135,7 @@ class MlxVlmWorker:
     def __init__(self, checkpoint: str) -> None:
         from mlx_vlm import load
 
+        self.checkpoint = checkpoint
         self.model, self.processor = load(checkpoint)
 
     def chat(self, question: str, image: str | None) -> Iterable[Any]:
@@ -107,6 +156,25 @@ class MlxVlmWorker:
         return generate_step(
             mx.array([ids]), self.model, None, None, max_tokens=max_tokens, temperature=0.0
         )
+
+    def prefill_step_size(self, ids: list[int]) -> int:
+        from mlx_vlm.generate import generate_step
+
+        return inspect.signature(generate_step).parameters["prefill_step_size"].default
+
+    def make_cache(self, context: int, past: int, step: int) -> Any:
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        empty = make_prompt_cache(self.model.language_model)
+        return fill_cache(empty, self.checkpoint, past, step)
+
+    def prefill(self, ids: list[int], cache: Any) -> None:
+        import mlx.core as mx
+        from mlx_vlm.generate import generate_step
+
+        options = {"max_tokens": 0, "temperature": 0.0, "prompt_cache": cache}
+        for _ in generate_step(mx.array([ids]), self.model, None, None, **options):
+            raise RuntimeError("a token was made, and none was asked for")
 
     def allocated_bytes(self) -> int | None:
         return mlx_peak_bytes()
@@ -224,6 +292,29 @@ def mlx_weights_bytes(worker: Any) -> int | None:
     return mx.get_active_memory()
 
 
+def fill_cache(cache: Any, checkpoint: str, tokens: int, step: int) -> Any:
+    """Give the caches of mlx-lm or mlx-vlm random keys and values, a chunk at a time.
+
+    They come through each cache's own update, so that it is as long, and has as much room, as if a
+    prompt had been read.
+    """
+    import mlx.core as mx
+
+    config = json.loads((Path(checkpoint) / "config.json").read_text())
+    text, dtype = config["text_config"], getattr(mx, config["dtype"])
+    for layer_cache, layer_type in zip(cache, text["layer_types"], strict=True):
+        is_global = layer_type == "full_attention"
+        heads = text["num_global_key_value_heads" if is_global else "num_key_value_heads"]
+        dims = text["global_head_dim" if is_global else "head_dim"]
+        for start in range(0, tokens, step):
+            shape = (1, heads, min(step, tokens - start), dims)
+            keys, values = (0.1 * mx.random.normal(shape, dtype) for _ in range(2))
+            layer_cache.update_and_fetch(keys, values)
+            mx.eval(layer_cache.keys, layer_cache.values)
+            mx.clear_cache()
+    return cache
+
+
 def peak_resident_bytes() -> int:
     """Return the most memory that this process had, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -259,16 +350,41 @@ def measure_speed(worker: Any, ids: list[int], max_tokens: int) -> dict:
     return result
 
 
+def measure_memory(worker: Any, ids: list[int], is_one_chunk: bool) -> dict:
+    """Read a prompt, or its last chunk alone; take MLX's peak, less weights and cache."""
+    weights_bytes = mlx_weights_bytes(worker)
+    if weights_bytes is None:
+        raise ValueError("this program does not compute with MLX")
+    step = worker.prefill_step_size(ids)
+    past = max(0, len(ids) - step) if is_one_chunk else 0
+    cache = worker.make_cache(len(ids), past, step)
+    reset_mlx_peak()
+    begin = time.perf_counter()
+    worker.prefill(ids[past:], cache)
+    prefill_s = time.perf_counter() - begin
+    cache_bytes = sum(layer_cache.nbytes for layer_cache in cache)
+    return {
+        "context": len(ids),
+        "prefill_step_size": step,
+        "weights_bytes": weights_bytes,
+        "cache_bytes": cache_bytes,
+        "cache_bytes_per_token": cache_bytes / len(ids),
+        "temporary_bytes": mlx_peak_bytes() - weights_bytes - cache_bytes,
+        "prefill_s": prefill_s,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="One measurement; started by peers.py.")
     parser.add_argument("program", choices=WORKERS)
-    parser.add_argument("measure", choices=["load", "first-token", "speed"])
+    parser.add_argument("measure", choices=["load", "first-token", "speed", "memory"])
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--started", type=float, default=0.0, help="time.time() at the start")
     parser.add_argument("--question", default="What is this?")
     parser.add_argument("--image")
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--one-chunk", action="store_true", help="of memory: the last chunk alone")
     options = parser.parse_args()
 
     worker = WORKERS[options.program](options.checkpoint)
@@ -277,6 +393,9 @@ def main() -> None:
         result = {"load_s": time.time() - options.started, "weights_bytes": weights_bytes}
     elif options.measure == "first-token":
         result = measure_first_token(worker, options.question, options.image, options.started)
+    elif options.measure == "memory":
+        ids = draw_ids(options.checkpoint, options.context)
+        result = measure_memory(worker, ids, options.one_chunk)
     else:
         ids = draw_ids(options.checkpoint, options.context)
         weights_bytes = mlx_weights_bytes(worker)

@@ -2,13 +2,14 @@
 
 Each measurement is a process of its own, and the programs take turns (A B A B), so that what else
 the machine does falls on all of them.  The first turn warms the file cache and is not counted.
-Four regimes, which nothing has in common but the checkpoint:
+Five regimes, which nothing has in common but the checkpoint:
 
     help         the command line prints its help: imports alone
     load         from the start of the process until all parameters are in memory
     first-token  from the start of the process to the first token, of a text and of a picture:
                  what somebody waits for who asks one thing; imports and loading dominate
     speed        prefill and decode at several lengths of context, and the peak memory
+    memory       temporary memory of prefill, and a token's bytes in the cache; only if asked for
 
 Programs live in environments of their own, given by --python-of; those not given are left out.
 llama.cpp takes no safetensors: with --gguf, and llama-bench on the PATH, it runs that file, whose
@@ -17,6 +18,14 @@ bits per weight stand beside it.  Figures of turns that are far apart are called
     python benchmarks/random_checkpoint.py mid build/mid
     python benchmarks/peers.py build/mid --image picture.png \\
         --python-of mlx-vlm=build/peers/bin/python --python-of mlx-lm=build/peers/bin/python
+
+Memory is measured with each program's own chunk size and caches, and every turn counts.
+--limit-gb sets the address space of each process, as `ulimit -v` does.  Who needs more dies, which
+is a result: its row says so.  A long context is one chunk, the prompt's last, behind random rows.
+
+    python benchmarks/random_checkpoint.py heads build/heads
+    python benchmarks/peers.py build/heads --measures memory --contexts 1024,8192 \\
+        --one-chunk 8192,32768,131072 --limit-gb 16 --rounds 2 --python-of ...
 
 Prints a table, writes results/<chip>/<date>-<commit>.json, and prints that document as the last
 line.  Ratios are a program's value divided by that of mlx-gemma4, of medians, and at the ends
@@ -27,16 +36,25 @@ import argparse
 import datetime
 import json
 import os
+import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peer_facts import describe_checkpoint, describe_machine, list_versions, name_commit
+from peer_facts import (
+    describe_checkpoint,
+    describe_machine,
+    list_versions,
+    name_command,
+    name_commit,
+)
 
 from mlx_gemma4.bench.report import NOISE
 
@@ -53,7 +71,11 @@ LLAMA = "llama.cpp"
 LLAMA_BENCH = "llama-bench"
 TIMEOUT_S = 3600.0
 # What a figure is for, in the document: these are not compared.
-NOT_COMPARED = {"context", "weights_bytes"}
+NOT_COMPARED = {"context", "weights_bytes", "prefill_step_size"}
+# What C++, Python, and the loader say when a process may have no more memory.
+ALLOCATION_FAILED = ("bad_alloc", "MemoryError", "Cannot allocate memory", "failed to map segment")
+# What it dies of where nobody says so: MLX's CPU backend writes to memory that it was not given.
+ALLOCATION_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 
 
 @dataclass
@@ -65,12 +87,22 @@ class Case:
         arguments: Of peer_worker.py after the program's name; None measures `--help`.
         runs: By program, one dictionary of figures a counted turn.
         errors: By program, why it has none.
+        limit_bytes: Of address space, for each process.
+        limits_reached: The programs among those of `errors` that needed more.
+        has_warm_up: Whether a turn that is not counted comes first.
     """
 
     name: str
     arguments: list[str] | None
     runs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    limit_bytes: int | None = None
+    limits_reached: list[str] = field(default_factory=list)
+    has_warm_up: bool = True
+
+
+class LimitReachedError(RuntimeError):
+    """A process needed more memory than it was given."""
 
 
 def measure(program: str, python: str, case: Case, checkpoint: Path) -> dict[str, float]:
@@ -83,6 +115,7 @@ def measure(program: str, python: str, case: Case, checkpoint: Path) -> dict[str
         checkpoint: For all others.
 
     Raises:
+        LimitReachedError: The process died of too little memory.
         RuntimeError: The process failed; the message is its last line.
     """
     if program == LLAMA:
@@ -94,19 +127,49 @@ def measure(program: str, python: str, case: Case, checkpoint: Path) -> dict[str
         command = [*worker, "--checkpoint", str(checkpoint), "--started", repr(time.time())]
     begin = time.perf_counter()
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+    result = run_limited(command, case.limit_bytes, env=environment)
     wall_s = time.perf_counter() - begin
-    if result.returncode != 0:
-        lines = (result.stderr or result.stdout).strip().splitlines()
-        raise RuntimeError(lines[-1] if lines else f"exit code {result.returncode}")
     if case.arguments is None:
         return {"wall_s": wall_s}
     figures = json.loads(result.stdout.strip().splitlines()[-1])
     return {name: value for name, value in figures.items() if value is not None} | {
         "wall_s": wall_s
     }
+
+
+def run_limited(
+    command: list[str], limit_bytes: int | None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a process that may have so many bytes of address space; None is no limit.
+
+    Raises:
+        LimitReachedError: It died of too little memory.
+        RuntimeError: It failed otherwise; the message is its last line.
+    """
+
+    limit = None
+    if limit_bytes is not None:
+        limit = partial(resource.setrlimit, resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        preexec_fn=limit,
+        **options,
+    )
+    if result.returncode == 0:
+        return result
+    lines = (result.stderr or result.stdout).strip().splitlines()
+    failed = [line.strip() for line in lines if any(text in line for text in ALLOCATION_FAILED)]
+    killed_by = signal.Signals(-result.returncode) if result.returncode < 0 else None
+    if limit_bytes is not None and (failed or killed_by in ALLOCATION_SIGNALS):
+        reason = failed[-1] if failed or killed_by is None else killed_by.name
+        raise LimitReachedError(f"died at {limit_bytes / 1e9:.0f} GB: {reason}")
+    if killed_by is not None:
+        raise RuntimeError(f"killed by {killed_by.name}")
+    raise RuntimeError(lines[-1] if lines else f"exit code {result.returncode}")
 
 
 def measure_llama(case: Case, gguf: str) -> dict[str, float]:
@@ -142,8 +205,8 @@ def _run_llama(command: list[str]) -> dict[str, float]:
 
 
 def run_in_turns(case: Case, pythons: dict[str, str], checkpoint: Path, rounds: int) -> None:
-    """Fill a case: one uncounted turn, then `rounds` turns, each through every program."""
-    for turn in range(rounds + 1):
+    """Fill a case: one uncounted turn if it has one, then `rounds`, each through every program."""
+    for turn in range(0 if case.has_warm_up else 1, rounds + 1):
         for program, python in pythons.items():
             if program in case.errors:
                 continue
@@ -151,6 +214,8 @@ def run_in_turns(case: Case, pythons: dict[str, str], checkpoint: Path, rounds: 
                 figures = measure(program, python, case, checkpoint)
             except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
                 case.errors[program] = str(error)
+                if isinstance(error, LimitReachedError):
+                    case.limits_reached.append(program)
                 case.runs.pop(program, None)
                 print(f"{case.name}: {program}: {error}", file=sys.stderr)
                 continue
@@ -178,11 +243,13 @@ def summarize(case: Case) -> dict[str, Any]:
             n: [figures[n]["min"] / own[n]["max"], figures[n]["max"] / own[n]["min"]]
             for n in compared
         }
+    limits = {"limit_bytes": case.limit_bytes, "limits_reached": case.limits_reached}
     return {
         "programs": programs,
         "ratios": ratios,
         "ratio_ranges": ranges,
         "errors": case.errors,
+        **(limits if case.limit_bytes is not None else {}),
     }
 
 
@@ -222,11 +289,13 @@ def main() -> None:
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--python-of", action="append", default=[], metavar="PROGRAM=PYTHON")
-    parser.add_argument("--measures", default="help,load,first-token,speed")
+    parser.add_argument("--measures", default="help,load,first-token,speed", help="and memory")
     parser.add_argument("--gguf", help="the same checkpoint for llama.cpp, if llama-bench is there")
     parser.add_argument("--image", help="a picture; without one, first-token is of text alone")
     parser.add_argument("--question", default="What shape is this?")
     parser.add_argument("--contexts", default="128,512,2048")
+    parser.add_argument("--one-chunk", default="", help="contexts of memory that are one chunk")
+    parser.add_argument("--limit-gb", type=float, help="of address space, of each memory process")
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -239,6 +308,8 @@ def main() -> None:
         if program not in COMMANDS or not python:
             parser.error(f"--python-of {given}: give {'|'.join(COMMANDS)}=/path/to/python")
         pythons[program] = python
+    if options.limit_gb is not None and sys.platform == "darwin":
+        parser.error("--limit-gb: macOS does not limit a process's address space; leave it out")
     if options.gguf and shutil.which(LLAMA_BENCH):
         pythons[LLAMA] = options.gguf
 
@@ -259,11 +330,22 @@ def main() -> None:
             speed = ["speed", "--context", context, "--max-tokens", str(options.max_tokens)]
             cases.append(Case(f"speed at {context}", speed))
 
+    if "memory" in measures:
+        limit_bytes = None if options.limit_gb is None else int(options.limit_gb * 1e9)
+        contexts = [(context, False) for context in options.contexts.split(",") if context]
+        contexts += [(context, True) for context in options.one_chunk.split(",") if context]
+        for context, is_one_chunk in contexts:
+            how = "the last chunk" if is_one_chunk else "in full"
+            arguments = ["memory", "--context", context, *["--one-chunk"] * is_one_chunk]
+            name = f"memory at {int(context):,}, {how}"
+            cases.append(Case(name, arguments, limit_bytes=limit_bytes, has_warm_up=False))
+
     now = datetime.datetime.now(datetime.UTC)
     document: dict[str, Any] = {
         "what": "peers",
         "date": now.isoformat(timespec="seconds"),
         "commit": name_commit(),
+        "command": name_command(__file__, sys.argv[1:]),
         "machine": describe_machine(),
         "versions": {
             program: list_versions(python)

@@ -69,6 +69,11 @@ SIZES = {
     "tiny": Size(256, 512, 12, 4, 2, 64, 128, 128, 4096),  # 11 M parameters
     "mid": Size(1024, 4096, 12, 8, 4, 128, 256, 512, 32768),  # 236 M
     "big": Size(2560, 10240, 12, 8, 4, 256, 512, 1024, 131072),  # 1.5 G
+    # The 12B's heads, window, and head dimensions; a quarter of its width and of its layers.  Two
+    # of them are global: of the last layer, chunks before the end need keys and values alone.
+    "heads": Size(1024, 4096, 12, 16, 8, 256, 512, 1024, 4096),
+    # The 12B's 48 layers, narrow: what each of them leaves behind adds up.
+    "deep": Size(256, 512, 48, 4, 4, 128, 128, 256, 4096),
     "real": Size(3840, 15360, 48, 16, 8, 256, 512, 1024, 262144),  # 12 G, the shapes of the 12B
 }
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench_memory import is_close
+
 from mlx_gemma4.bench.report import WHAT, Document
 from mlx_gemma4.cli.bench_tables import describe_document, table_of
 
@@ -30,6 +32,10 @@ FIGURES = {
     "first_token_s": ("first token, s", 1.0),
     "prefill_tokens_per_s": ("read, tokens/s", 1.0),
     "decode_tokens_per_s": ("answer, tokens/s", 1.0),
+    "prefill_s": ("s", 1.0),
+    "prefill_step_size": ("chunk, tokens", 1.0),
+    "temporary_bytes": ("temporary, MB", 1e6),
+    "cache_bytes_per_token": ("cache, bytes a token", 1.0),
     "peak_over_weights_bytes": ("peak over weights, MB", 1e6),
     "peak_resident_bytes": ("peak of the process, MB", 1e6),
 }
@@ -43,6 +49,8 @@ def write_page(folder: Path) -> str:
         name = f"{path.parent.name}/{path.name}"
         if document.get("what") == "peers":
             sections.append(write_peers(name, document))
+        elif document.get("what") == "memory":
+            sections.append(write_plans(name, document))
         elif document.get("what") == WHAT:
             text = path.read_text(encoding="utf-8")
             sections.append(write_bench(name, Document.from_json(text, path.name)))
@@ -53,17 +61,15 @@ def write_page(folder: Path) -> str:
 
 def write_peers(name: str, document: Mapping[str, Any]) -> str:
     """Return the section of a run of peers.py: a line a figure, a column a program."""
-    machine, checkpoint, cases = document["machine"], document["checkpoint"], document["cases"]
+    checkpoint, cases = document["checkpoint"], document["cases"]
     programs = list({program: None for case in cases.values() for program in case["programs"]})
     # Of the environments, what differs: each program's own version, and MLX.
     versions = [f"{p} {document['versions'][p][p]}" for p in programs if p in document["versions"]]
     versions.append(f"MLX {document['versions'][OWN]['mlx']}")
     about = (
-        f"{machine['chip']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB, "
-        f"{machine['system']}, load average {machine['load_average']:.1f} at the start, BLAS: "
-        f"{Path(machine['preloaded']).name or 'as it comes'}; {', '.join(versions)}; checkpoint "
+        f"{describe_machine(document['machine'])}; {', '.join(versions)}; checkpoint "
         f"{checkpoint['name']}, {checkpoint['dtype']}{describe_bits(checkpoint)}; commit "
-        f"{document['commit']}, {document['date'][:10]}."
+        f"{document['commit']}, {document['date'][:10]}{describe_command(document)}."
     )
     lines = [f"## {name}", "", about, "", row(["", *programs]), row(["---"] * (len(programs) + 1))]
     for case_name, case in cases.items():
@@ -74,6 +80,52 @@ def write_peers(name: str, document: Mapping[str, Any]) -> str:
         for program, error in case["errors"].items()
     ]
     return "\n".join([*lines, *(["", *errors] if errors else [])]) + "\n"
+
+
+def write_plans(name: str, document: Mapping[str, Any]) -> str:
+    """Return the section of a run of bench_memory.py: planned and measured peaks."""
+    versions = [f"{p} {document['versions'][p]}" for p in (OWN, "mlx")]
+    about = (
+        f"Memory while a prompt is read, planned and measured; "
+        f"{describe_machine(document['machine'])}; {', '.join(versions)}; commit "
+        f"{document['commit']}, {document['date'][:10]}{describe_command(document)}."
+    )
+    headings = [
+        "checkpoint",
+        "tokens",
+        "chunk",
+        "read",
+        "planned",
+        "measured",
+        "measured / planned",
+    ]
+    lines = [f"## {name}", "", about, "", row(headings), row(["---"] * len(headings))]
+    for case in document["rows"]:
+        bits = f", {case['bits']} bits" if case["bits"] else ""
+        pictures = f", 2 pictures of {case['picture']:,}" if case["picture"] else ""
+        planned, measured = case["planned_bytes"], case["measured_bytes"]
+        cells = [f"{case['model']}{bits}", f"{case['tokens']:,}{pictures}", f"{case['step']:,}"]
+        cells += ["the last chunk" if case["is_one_chunk"] else "in full"]
+        cells += [f"{planned / 1e6:,.0f} MB", f"{measured / 1e6:,.0f} MB"]
+        lines.append(row([*cells, f"{measured / planned:.3f}"]))
+    close = sum(is_close(case) for case in document["rows"])
+    return (
+        "\n".join([*lines, "", f"{close} of {len(document['rows'])} within 5 % or 50 MB."]) + "\n"
+    )
+
+
+def describe_machine(machine: Mapping[str, Any]) -> str:
+    """Return chip, cores, memory, system, load, and BLAS."""
+    return (
+        f"{machine['chip']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB, "
+        f"{machine['system']}, load average {machine['load_average']:.1f} at the start, BLAS: "
+        f"{Path(machine['preloaded']).name or 'as it comes'}"
+    )
+
+
+def describe_command(document: Mapping[str, Any]) -> str:
+    """Return the command line where it was kept."""
+    return f"; `{document['command']}`" if "command" in document else ""
 
 
 def describe_bits(checkpoint: Mapping[str, Any]) -> str:
@@ -103,10 +155,11 @@ def show_figure(case: Mapping[str, Any], program: str, figure: str, scale: float
     """Return a median with its mark, and the ratio to ours with its range."""
     value = case["programs"].get(program, {}).get(figure)
     if value is None:
-        return ""
-    text = f"{value['median'] / scale:,.3g}" + "~" * value.get("is_noisy", False)
-    if scale > 1:
-        text = f"{value['median'] / scale:,.0f}" + "~" * value.get("is_noisy", False)
+        is_dead = program in case.get("limits_reached", ())
+        return f"died at {case['limit_bytes'] / 1e9:.0f} GB" if is_dead else ""
+    scaled = value["median"] / scale
+    text = f"{scaled:,.0f}" if scale > 1 or scaled >= 1000 else f"{scaled:.3g}"
+    text += "~" * value.get("is_noisy", False)
     ratio = case["ratios"].get(program, {}).get(figure)
     if ratio is None:
         return text

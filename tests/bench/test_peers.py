@@ -8,8 +8,21 @@ from pathlib import Path
 
 import peers
 import pytest
-from peer_facts import describe_checkpoint, describe_machine
-from peers import LLAMA, OWN, Case, measure, run_in_turns, summarize, summarize_values
+from peer_facts import describe_checkpoint, describe_machine, name_command
+from peers import (
+    LLAMA,
+    OWN,
+    Case,
+    LimitReachedError,
+    measure,
+    run_in_turns,
+    run_limited,
+    summarize,
+    summarize_values,
+)
+
+from mlx_gemma4.config import Config
+from mlx_gemma4.memory import cache_bytes
 
 LLAMA_BENCH = """#!/bin/sh
 case "$*" in
@@ -104,3 +117,86 @@ def test_a_checkpoint_is_told_by_its_bits(tiny_checkpoint: Path, monkeypatch) ->
     machine = describe_machine()
     assert machine["preloaded"] == "libopenblas.so.0"
     assert "/" not in json.dumps(machine)
+
+
+TAKE_PYTHON = "bytearray(3 << 30)"
+TAKE_MLX = "import mlx.core as mx; mx.eval(mx.zeros((3 << 28,)))"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not limit address space")
+@pytest.mark.parametrize(
+    ("code", "reason"), [(TAKE_PYTHON, "MemoryError"), (TAKE_MLX, "SIGSEGV|SIGABRT|SIGBUS")]
+)
+def test_who_needs_more_than_the_limit_dies_at_it(code: str, reason: str) -> None:
+    command = [sys.executable, "-c", code]
+    with pytest.raises(LimitReachedError, match=rf"^died at 2 GB: ({reason})$"):
+        run_limited(command, 2 * 10**9)
+    assert run_limited(command, 16 * 10**9).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise ValueError('no such layer')", "ValueError: no such layer"),
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("import sys; sys.exit(3)", "exit code 3"),
+    ],
+)
+def test_other_failures_are_not_the_limits(code: str, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message) as caught:
+        run_limited([sys.executable, "-c", code], None)
+    assert not isinstance(caught.value, LimitReachedError)
+
+
+def test_a_limit_that_is_reached_is_a_result(monkeypatch) -> None:
+    turns: list[str] = []
+
+    def fake(program: str, *_: object) -> dict[str, float]:
+        turns.append(program)
+        if program == "mlx-lm":
+            raise LimitReachedError("died at 16 GB: SIGSEGV")
+        if program == "mlx-vlm":
+            raise RuntimeError("no such model")
+        return {"temporary_bytes": 1e8}
+
+    monkeypatch.setattr(peers, "measure", fake)
+    measured = Case("memory", ["memory"], limit_bytes=16 * 10**9, has_warm_up=False)
+    run_in_turns(measured, {OWN: "a", "mlx-lm": "b", "mlx-vlm": "c"}, Path(), 2)
+    assert turns == [OWN, "mlx-lm", "mlx-vlm", OWN]  # no turn is left out, and no dead one called
+    summary = summarize(measured)
+    assert summary["limits_reached"] == ["mlx-lm"]
+    assert summary["limit_bytes"] == 16 * 10**9
+    assert set(summary["errors"]) == {"mlx-lm", "mlx-vlm"}
+    assert summary["programs"][OWN]["temporary_bytes"]["runs"] == 2
+
+
+@pytest.mark.parametrize("program", [OWN, "mlx-lm"])
+@pytest.mark.parametrize("flags", [[], ["--one-chunk"]])
+def test_memory_of_prefill_is_told_apart(
+    program: str, flags: list[str], tiny_checkpoint: Path
+) -> None:
+    arguments = ["memory", "--context", "2560", *flags]
+    figures = measure(program, sys.executable, Case("memory", arguments), tiny_checkpoint)
+    assert figures["prefill_step_size"] == 2048
+    held = figures["weights_bytes"] + figures["cache_bytes"] + figures["temporary_bytes"]
+    # The peak is counted from after the weights, before which loading may have had more.
+    assert figures["peak_allocated_bytes"] == held
+    assert figures["cache_bytes_per_token"] == figures["cache_bytes"] / 2560
+    text = Config.from_folder(tiny_checkpoint).text_config
+    planned = cache_bytes(text, 2560, 4)
+    if program == OWN:
+        assert figures["cache_bytes"] == planned
+        return
+    # Keys and values beside each other in global layers, and no slots beyond the window.
+    rows = {"full_attention": 2560, "sliding_attention": text.sliding_window}
+    assert figures["cache_bytes"] == sum(
+        2 * 4 * rows[kind] * text.num_key_value_heads_of(index) * text.head_dim_of(index)
+        for index, kind in enumerate(text.layer_types)
+    )
+
+
+def test_a_command_has_no_paths_of_the_machine() -> None:
+    given = ["build/heads", "--python-of", "mlx-lm=/opt/peers/bin/python", "--output", "/a/b.json"]
+    shown = name_command("/home/me/benchmarks/peers.py", given)
+    expected = "benchmarks/peers.py build/heads --python-of mlx-lm=python --output b.json"
+    assert shown == expected

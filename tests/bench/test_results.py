@@ -37,6 +37,47 @@ def test_a_changed_figure_changes_the_page(tmp_path: Path) -> None:
     assert "| 123 |" not in before
 
 
+def test_who_died_at_the_limit_is_said_in_the_row(tmp_path: Path) -> None:
+    source = next(path for path in sorted(RESULTS.glob("*/*.json")) if "peers" in path.read_text())
+    document = json.loads(source.read_text())
+    figure = {"temporary_bytes": {"median": 3.67e8}, "cache_bytes_per_token": {"median": 1234.5}}
+    case = {"programs": {"mlx-gemma4": figure, "mlx-lm": {}}, "ratios": {}}
+    limit = {"limit_bytes": 16_000_000_000, "limits_reached": ["mlx-lm"]}
+    errors = {"mlx-lm": "died at 16 GB: SIGSEGV"}
+    document["cases"] = {"memory at 131,072": {**case, **limit, "errors": errors}}
+    document["command"] = "benchmarks/peers.py build/heads"
+    (tmp_path / "chip").mkdir()
+    (tmp_path / "chip" / "a.json").write_text(json.dumps(document))
+    page = write_page(tmp_path)
+    assert "| memory at 131,072: temporary, MB | 367 | died at 16 GB |" in page
+    assert "| memory at 131,072: cache, bytes a token | 1,234 | died at 16 GB |" in page
+    assert "* memory at 131,072, mlx-lm: died at 16 GB: SIGSEGV" in page
+    assert "; `benchmarks/peers.py build/heads`." in page
+
+
+def test_plans_stand_beside_what_was_measured(tmp_path: Path) -> None:
+    row = {"bits": 4, "tokens": 3072, "step": 1024, "picture": 280, "is_one_chunk": False}
+    sizes = {"planned_bytes": 400_000_000, "measured_bytes": 300_000_000}
+    far, near = (
+        {"model": "mid", **row, **sizes},
+        {"model": "heads", **row, **sizes, "bits": None, "picture": 0, "measured_bytes": 4e8},
+    )
+    peers = next(path for path in sorted(RESULTS.glob("*/*.json")) if "peers" in path.read_text())
+    machine = json.loads(peers.read_text())["machine"]
+    document = {"what": "memory", "commit": "abc1234", "command": "bench_memory.py", "rows": []}
+    document |= {"machine": machine, "versions": {"mlx-gemma4": "0.1.0", "mlx": "0.32.4"}}
+    document |= {"date": "2026-11-24T00:00:00+00:00", "rows": [far, near]}
+    (tmp_path / "chip").mkdir()
+    (tmp_path / "chip" / "a.json").write_text(json.dumps(document))
+    page = write_page(tmp_path)
+    assert (
+        "| mid, 4 bits | 3,072, 2 pictures of 280 | 1,024 | in full | 400 MB | 300 MB | 0.750 |"
+        in page
+    )
+    assert "| heads | 3,072 | 1,024 | in full | 400 MB | 400 MB | 1.000 |" in page
+    assert "1 of 2 within 5 % or 50 MB." in page
+
+
 def test_a_document_of_bench_has_its_rows(tmp_path: Path) -> None:
     (tmp_path / "chip").mkdir()
     text = make_document(notes=("left out",)).to_json()
