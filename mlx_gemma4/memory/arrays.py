@@ -18,9 +18,10 @@ _RING_SLACK = 16
 _SCORE_BLOCK_BYTES = 64 << 20
 _MIN_BLOCK_QUERIES = 128
 _INTERVALS_PER_BLOCK = 8
-# Scores, keys, and values of a block of rows that must be unpacked, how many of these MLX has at
-# once, and the queries that share one.
-_UNPACKED_BYTES, _UNPACKED_AHEAD, _UNPACKED_QUERIES = 16 << 20, 5, 256
+# Scores, keys, and values of a block of rows that must be unpacked, how many of these one block's
+# operations take, and the queries that share one.  Left to itself MLX launches up to nine ahead; it
+# is held to the plan, so that planning more would take more, for nothing.
+_UNPACKED_BYTES, _UNPACKED_AHEAD, _UNPACKED_QUERIES = 16 << 20, 3, 256
 
 # Numbers in a patch of 48 x 48 pixels.
 _PATCH_DIM = 48 * 48 * 3
