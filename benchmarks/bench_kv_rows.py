@@ -47,7 +47,11 @@ def measure_bytes(model: Gemma4, kind: dict[str, Any], tokens: int) -> dict[str,
         mx.clear_cache()
         before = mx.get_active_memory()
         for _ in range(0, CHUNK if is_ring else tokens, CHUNK):
-            cache.update_and_fetch(chunk)
+            if isinstance(cache, SlidingCache):
+                cache.update_and_fetch(chunk)
+            else:
+                rotated = dims - text.global_head_dim
+                cache.update_and_fetch(cache.row_format.pack(chunk, rotated))
             mx.eval(cache.state)
         layers = sum(text.is_sliding(i) == is_ring for i in range(text.num_hidden_layers))
         totals["rings" if is_ring else "global"] = layers * cache.nbytes

@@ -88,7 +88,11 @@ def fill_cache(model: Any, cache: Any, tokens: int) -> None:
         rows = 0.1 * mx.random.normal(shape, model.dtype)
         if not is_sliding:
             layer_cache.offset = 0
-        layer_cache.update_and_fetch(rows)
+        if is_sliding:
+            layer_cache.update_and_fetch(rows)
+        else:
+            rotated = dims - text.global_head_dim
+            layer_cache.update_and_fetch(layer_cache.row_format.pack(rows, rotated))
         mx.eval(layer_cache.state)
         del rows
         mx.clear_cache()

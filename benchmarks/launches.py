@@ -46,7 +46,14 @@ HERE = Path(__file__).resolve().parent
 ARCHITECTURES = {"g": "base", "s": "Pro, Max", "d": "Ultra"}
 LAYERS = {"sliding_attention": "sliding", "full_attention": "global"}
 AROUND = "around"
-PLAIN = "mlx-gemma4, kernels off"  # beside the programs of launch_worker.py
+OWN, PLAIN = "mlx-gemma4", "mlx-gemma4, kernels off"
+# Beside the programs of launch_worker.py: ours in other ways, and its options for them.
+VARIANTS = {
+    PLAIN: ["--plain"],
+    "mlx-gemma4, values alone": ["--kv-rows", "value"],
+    "mlx-gemma4, int8 rows": ["--kv-bits", "8"],
+    "mlx-gemma4, int8 values alone": ["--kv-bits", "8", "--kv-rows", "value"],
+}
 CONTEXT = 1536  # beyond the sliding window; not where a cache grows
 TIMEOUT_S = 1800.0
 _BYTES = {"BF16": 2, "U32": 4}
@@ -115,9 +122,8 @@ def write_headers(
 
 def trace(program: str, python: str, checkpoint: Path, context: int) -> dict[str, Any]:
     """Return the trace of one step, from a process of the program's own."""
-    name, arguments = program, []
-    if program == PLAIN:
-        name, arguments = "mlx-gemma4", ["--plain"]
+    name = OWN if program in VARIANTS else program
+    arguments = VARIANTS.get(program, [])
     command = [python, str(HERE / "launch_worker.py"), name, str(checkpoint)]
     result = subprocess.run(
         [*command, "--context", str(context), *arguments],
@@ -217,13 +223,13 @@ def format_programs(programs: dict[str, dict[str, Any]], numbers: dict[str, int]
         numbers: Layers of each type.
     """
     heads = [*(f"{LAYERS[name]} layer" for name in numbers), AROUND, *ARCHITECTURES.values()]
-    lines = [f"{'':26}" + "".join(f"{head:>15}" for head in heads)]
+    lines = [f"{'':30}" + "".join(f"{head:>15}" for head in heads)]
     for program, summary in programs.items():
         rows = summary["operations"]
         per_layer = [f"{sum(rows[name].values()) / number:g}" for name, number in numbers.items()]
         totals = summary["launches"].values()
         cells = [*per_layer, sum(rows[AROUND].values()), *totals]
-        lines.append(f"{program:26}" + "".join(f"{cell:>15}" for cell in cells))
+        lines.append(f"{program:30}" + "".join(f"{cell:>15}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -247,7 +253,7 @@ def format_rules() -> str:
 
 def default_pythons() -> dict[str, str]:
     """Return this interpreter for every program that it can import."""
-    modules = {PLAIN: "mlx_gemma4", "mlx-gemma4": "mlx_gemma4"}
+    modules = dict.fromkeys([PLAIN, OWN, *VARIANTS], "mlx_gemma4")
     modules |= {"mlx-lm": "mlx_lm", "mlx-vlm": "mlx_vlm"}
     return {name: sys.executable for name, module in modules.items() if find_spec(module)}
 

@@ -67,17 +67,33 @@ def residual_norms_calls() -> Iterator[Call]:
 def qkv_norm_rope_calls() -> Iterator[Call]:
     test = runpy.run_path(str(TESTS / "test_qkv_norm_rope.py"))
 
-    def check(layout: str, call: str, is_joint: bool) -> None:
+    def drawn(layout: str, call: str, dtype: mx.Dtype = mx.float32) -> tuple[Any, ...]:
         rng = np.random.default_rng(1)
-        arguments = test["drawn"](rng, test["LAYOUTS"][layout], *test["CALLS"][call], mx.float32)
-        given = test["joined"](arguments) if is_joint else arguments
+        return test["drawn"](rng, test["LAYOUTS"][layout], *test["CALLS"][call], dtype)
+
+    def check_joint(arguments: tuple[Any, ...]) -> None:
+        given = test["joined"](arguments)
         assert_as_close(
             qkv_norm_rope.launch(*given), qkv_norm_rope.define(*given), test["truth"](*arguments)
         )
 
-    yield lambda: check("partly rotated", "verify", True)
-    yield lambda: check("two shared rows", "end", False)
-    yield lambda: check("global", "verify", False)
+    yield lambda: check_joint(drawn("partly rotated", "verify"))
+    for layout, call in (
+        ("two shared rows", "end"),
+        ("global", "verify"),
+        ("two shared rows, int8", "verify"),
+        ("global, values", "verify"),
+        ("global, int8 values", "verify"),
+    ):
+        yield lambda layout=layout, call=call: test["check"](drawn(layout, call))
+
+    yield lambda: test["check"](drawn("global, int8", "end", mx.bfloat16))
+
+    def zeros() -> None:
+        q, k, *rest = drawn("global, int8", "verify")
+        test["check"]((q, 0 * k, *rest))
+
+    yield zeros
 
 
 def sliding_decode_calls() -> Iterator[Call]:

@@ -76,7 +76,10 @@ def test_cache_bytes_are_those_that_caches_allocate(
     for index, layer_cache in enumerate(cache):
         dims = 2 * 64 if isinstance(layer_cache, SlidingCache) else 128 + 32
         rows = mx.zeros((1, text.num_key_value_heads_of(index), num_tokens, dims), mx.bfloat16)
-        layer_cache.update_and_fetch(rows)
+        if isinstance(layer_cache, SlidingCache):
+            layer_cache.update_and_fetch(rows)
+        else:
+            layer_cache.update_and_fetch(layer_cache.row_format.pack(rows, 32))
     allocated = sum(layer_cache.nbytes for layer_cache in cache)
     assert cache_bytes(text, num_tokens, 2, kv_bits, kv_rows) == allocated
 

@@ -6,21 +6,32 @@
 //           of the batch each    params  [16] int32: H, K, L, q_row, k_start, k_row, v_start, v_row
 //           (elements), eps (the bits of a float)
 // out       queries  [B, H, L, DH] T
-//           rows     [B, K, L, 2 * DH] T: [key | value]; with SHARED [B, K, L, DH + ROTATED] T:
-//                    [rotated key | plain n | rotated n], n = rms_norm(k), and v is not read
-// template  T: float16 | bfloat16 | float32; DH: a multiple of 64, ROTATED: a multiple of 128;
-//           SHARED: key and value come from k, and k_weight has no plain part
+//           rows     [B, K, L, 2 * DH] T: [key | value]; with SHARED [B, K, L, DH + ROTATED] R:
+//                    [rotated key | plain n | rotated n], n = rms_norm(k), and v is not read;
+//                    without HAS_KEYS [B, K, L, DH] R: [plain n | rotated n]
+//           scales   HAS_SCALES: [B, K, L, 2 or 1] T, of the rotated key if it is kept, and of n;
+//                    else there is no such output
+// template  T: float16 | bfloat16 | float32; R: T, or int8 with HAS_SCALES; DH: a multiple of 64,
+//           ROTATED: a multiple of 128; SHARED: key and value come from k, and k_weight has no plain
+//           part; HAS_KEYS, HAS_SCALES: see rows and scales, of SHARED alone
 // grid      (32, heads, B * L), threadgroup (32, SIMDGROUPS, 1): one head of one position a
 //           simdgroup; heads = H + 2K, with SHARED H + K, rounded up to whole threadgroups
 // math      float32 from load to store, one rounding; rsqrt, sin and cos precise, since angles
-//           reach 262143 radians; the angle is rounded as in MLX's rope
+//           reach 262143 radians; the angle is rounded as in MLX's rope.  Codes are those of the
+//           values that a launch in T stores, bit for bit what RowFormat.pack makes of its rows: so
+//           they are the definition's, too, but for ties and where that rounds the key twice
 // moves     2 * B * L * (H + 2K) * DH * sizeof(T) bytes: launch bound at one position
 // source    Gemma 4's attention; rope after MLX's rope.metal
+#include "pack_row.h"
+
 typedef vec<T, 2> T2;
+typedef vec<R, 2> R2;
 // A lane has elements 64j + 2 * lane and the one after it, so both of a rotated pair.
 constexpr uint PAIRS = DH / 64;
 constexpr uint HALF = ROTATED / 128;
-constexpr uint ROW = SHARED ? DH + ROTATED : 2 * DH;
+constexpr uint VALUE = !SHARED ? PAIRS : HAS_KEYS ? 2 * HALF : 0;  // where it begins, like PAIRS
+constexpr uint ROW_PAIRS = 32 * (VALUE + PAIRS);
+constexpr uint NUM_SCALES = HAS_KEYS ? 2 : 1;
 
 const uint lane = thread_index_in_simdgroup;
 const uint position = thread_position_in_grid.z;
@@ -38,17 +49,19 @@ const bool is_query = head < H;
 const bool is_value = !is_query && head >= H + K;
 const device T* in = q + size_t(position) * params[3];
 const device T* weight = q_weight;
-device T* out = queries + ((size_t(b) * H + head) * L + l) * DH;
+size_t row = 0;  // of the cache
 if (!is_query) {
   head -= is_value ? H + K : H;
   in = is_value ? v + params[6] + size_t(position) * params[7]
                 : k + params[4] + size_t(position) * params[5];
   weight = k_weight;
-  out = rows + ((size_t(b) * K + head) * L + l) * ROW + (is_value ? DH : 0);
+  row = (size_t(b) * K + head) * L + l;
 }
 const device T2* in2 = (const device T2*)(in + head * DH);
 const device T2* weight2 = (const device T2*)weight;
-device T2* out2 = (device T2*)out;
+device R2* row2 = (device R2*)rows + row * ROW_PAIRS;
+device T2* out2 = is_query ? (device T2*)queries + ((size_t(b) * H + head) * L + l) * 32 * PAIRS
+                           : (device T2*)row2;  // R is T but for shared rows in codes
 
 float2 values[PAIRS];
 float squares = 0.0f;
@@ -63,17 +76,25 @@ for (uint j = 0; j < PAIRS; ++j) {
 
 if (is_value) {
   for (uint j = 0; j < PAIRS; ++j) {
-    out2[32 * j + lane] = T2(values[j]);
+    out2[32 * (VALUE + j) + lane] = T2(values[j]);
   }
   return;
 }
 if (SHARED && !is_query) {
   // The value: the plain part, which is also the key's, and n as it is before the rotation.
-  for (uint j = 2 * HALF; j < PAIRS; ++j) {
-    out2[32 * j + lane] = T2(values[j]);
+  float scale = 1.0f;
+  if (HAS_SCALES) {
+    scale = scale_of<T, PAIRS>(values);
+    if (lane == 0) {
+      scales[row * NUM_SCALES + NUM_SCALES - 1] = T(scale);
+    }
   }
-  for (uint j = 0; j < 2 * HALF; ++j) {
-    out2[32 * (PAIRS + j) + lane] = T2(values[j]);
+  for (uint j = 0; j < PAIRS; ++j) {
+    const uint place = VALUE + (j < 2 * HALF ? PAIRS : 0) + j - 2 * HALF;
+    row2[32 * place + lane] = pack<R, T, HAS_SCALES>(values[j], scale);
+  }
+  if (!HAS_KEYS) {
+    return;
   }
 } else {
   for (uint j = 2 * HALF; j < PAIRS; ++j) {
@@ -90,6 +111,19 @@ for (uint j = 0; j < HALF; ++j) {
   const float2 s = float2(precise::sin(angle.x), precise::sin(angle.y));
   const float2 first = values[j] * float2(weight2[i]);
   const float2 second = values[j + HALF] * float2(weight2[partner]);
-  out2[i] = T2(first * c - second * s);
-  out2[partner] = T2(first * s + second * c);
+  values[j] = first * c - second * s;
+  values[j + HALF] = first * s + second * c;
+}
+if (HAS_SCALES && !is_query) {
+  const float scale = scale_of<T, 2 * HALF>(values);
+  if (lane == 0) {
+    scales[row * NUM_SCALES] = T(scale);
+  }
+  for (uint j = 0; j < 2 * HALF; ++j) {
+    row2[32 * j + lane] = pack<R, T, HAS_SCALES>(values[j], scale);
+  }
+} else {
+  for (uint j = 0; j < 2 * HALF; ++j) {
+    out2[32 * j + lane] = T2(values[j]);
+  }
 }

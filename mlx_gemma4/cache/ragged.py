@@ -129,18 +129,18 @@ class RaggedSharedCache(SharedCache):
         arrays = self.state if indices else []
         self.state = [_keep(array, indices, _allocated(self.offset)) for array in arrays]
 
-    def update_and_fetch(self, rows: mx.array) -> SharedRows:
+    def update_and_fetch(self, parts: Sequence[mx.array]) -> SharedRows:
         """Add new positions to every row; return all, at `key_positions(L)`.
 
         Args:
-            rows: [B, K, L, rotated + Dh].
+            parts: In `row_format`: rows, and the scales of int8 ones, [B, K, L, ...] each.
         """
-        L = rows.shape[2]
+        L = parts[0].shape[2]
         slots = np.array(self.offsets)[:, None] + np.arange(L)
         self._move_to([offset + L for offset in self.offsets])
         self.state = [
             _write(_grow(array, _allocated(self.offset)), slots, part)
-            for array, part in zip(self.state, self.row_format.pack(rows), strict=True)
+            for array, part in zip(self.state, parts, strict=True)
         ]
         buffer, *scales = self.state
         return SharedRows(buffer, scales[0] if scales else None, self.offset)

@@ -6,12 +6,13 @@ the rotated dimensions differ once k_norm's weight on the others is folded into 
 `RowFormat` has smaller ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_gemma4.kernels.shared_rows import RowFormat, SharedRows
+from mlx_gemma4.kernels.shared_rows import PLAIN_ROWS, RowFormat, SharedRows
 
 # Slots are allocated in steps.  A buffer that is full grows by an eighth, so that all its copies
 # together are some nine times its rows, and not hundreds of times as with steps of one size.
@@ -24,7 +25,7 @@ class SharedCache:
 
     Attributes:
         offset: Positions seen so far, the position of the next token.
-        row_format: How rows are kept.
+        row_format: How rows are kept; whoever makes them makes them so.
         context_tokens: Positions that are planned: room for them is made at once.
         limit_tokens: Positions that memory allows: no more are allocated while they suffice; None
             if it is not known.
@@ -35,7 +36,7 @@ class SharedCache:
 
     def __init__(
         self,
-        row_format: RowFormat | None = None,
+        row_format: RowFormat = PLAIN_ROWS,
         context_tokens: int = 0,
         *,
         are_bits_open: bool = False,
@@ -49,7 +50,7 @@ class SharedCache:
                 first position.
         """
         self.offset = 0
-        self.row_format = row_format or RowFormat()
+        self.row_format = row_format
         self.context_tokens = context_tokens
         self.limit_tokens: int | None = None
         self.state: list[mx.array] = []
@@ -80,14 +81,14 @@ class SharedCache:
         """
         return np.arange(self.offset + length, dtype=np.int32)
 
-    def update_and_fetch(self, rows: mx.array) -> SharedRows:
+    def update_and_fetch(self, parts: Sequence[mx.array]) -> SharedRows:
         """Add the rows of new positions; return all.
 
         Args:
-            rows: [B, K, L, rotated + Dh] of positions offset..offset + L.
+            parts: In `row_format`, of positions offset..offset + L: rows, and the scales of int8
+                ones, [B, K, L, ...] each.
         """
-        start, end = self.offset, self.offset + rows.shape[2]
-        parts = self.row_format.pack(rows)
+        start, end = self.offset, self.offset + parts[0].shape[2]
         self._allocate(parts, end)
         for array, part in zip(self.state, parts, strict=True):
             array[:, :, start:end] = part
@@ -119,7 +120,7 @@ class SharedCache:
         """Bytes allocated."""
         return sum(array.nbytes for array in self.state)
 
-    def _allocate(self, parts: list[mx.array], end: int) -> None:
+    def _allocate(self, parts: Sequence[mx.array], end: int) -> None:
         """Have room for `end` positions of arrays like `parts`."""
         have = self.allocated
         if have >= end:

@@ -7,7 +7,7 @@ import mlx.core as mx
 from mlx_gemma4.cache import PromptCache, global_caches
 from mlx_gemma4.errors import InputError, OptionError
 from mlx_gemma4.inputs import ModelInputs
-from mlx_gemma4.kernels.shared_rows import RowFormat
+from mlx_gemma4.kernels.shared_rows import PLAIN_ROWS, RowFormat
 from mlx_gemma4.memory import (
     PREFILL_STEPS,
     MemoryPlan,
@@ -139,7 +139,7 @@ def reserve(model: Gemma4, prompt_cache: PromptCache, plan: MemoryPlan) -> None:
 
 def _row_format_of(prompt_cache: PromptCache) -> RowFormat:
     """Return how global layers keep their rows."""
-    return next((c.row_format for c in global_caches(prompt_cache)), RowFormat())
+    return next((c.row_format for c in global_caches(prompt_cache)), PLAIN_ROWS)
 
 
 def _kv_rows_of(row_format: RowFormat) -> str:

@@ -23,6 +23,9 @@ class MetalKernel:
         inputs: Names of its inputs, in order.
         outputs: Names of its outputs, in order.
         ensure_row_contiguous: Copy inputs that are not; False if it minds their strides itself.
+        declarations: Metal text before the source's: of names that it has and this kernel has not,
+            such as an output that only some calls want.  Kernels of one source that differ in it
+            must differ in their templates, by which MLX knows them.
     """
 
     def __init__(
@@ -32,11 +35,13 @@ class MetalKernel:
         inputs: Sequence[str],
         outputs: Sequence[str],
         ensure_row_contiguous: bool = True,
+        declarations: str = "",
     ) -> None:
         self.stem = stem
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._ensure_row_contiguous = ensure_row_contiguous
+        self._declarations = declarations
         self._factory: Any = None
         self._kernel: Any = None
 
@@ -79,7 +84,7 @@ class MetalKernel:
                 name=self.stem,
                 input_names=list(self._inputs),
                 output_names=list(self._outputs),
-                source=source.body,
+                source=self._declarations + source.body,
                 header=source.header,
                 ensure_row_contiguous=self._ensure_row_contiguous,
             )

@@ -6,25 +6,32 @@ Heads are normalised, weighted, rotated, and laid out as attention and cache wan
     layers whose key and value share k          row = [rotated key | plain n | rotated n]
 
 with n = rms_norm(k): the key is row[:Dh], the value is row[rotated:].  In shared rows the
-dimensions that rotate stand first, and k's weight on the others is part of q's.
+dimensions that rotate stand first, and k's weight on the others is part of q's.  They come out as
+the cache keeps them, whatever its `RowFormat`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
 from mlx_gemma4.kernels import registry
 from mlx_gemma4.kernels.kernel import Case, Kernel, Sizes
 from mlx_gemma4.kernels.metal_kernel import MetalKernel, pack_params
+from mlx_gemma4.kernels.shared_rows import PLAIN_ROWS, RowFormat
 
 _SIMDGROUPS = 4  # of a threadgroup: heads that one of them takes
 _MIN_OFFSETS = 8  # fewer would be another kernel, see metal_kernel
 
+_INPUTS = ("q", "k", "v", "q_weight", "k_weight", "periods", "offsets", "params")
 _kernel = MetalKernel(
     "qkv_norm_rope",
-    inputs=("q", "k", "v", "q_weight", "k_weight", "periods", "offsets", "params"),
+    inputs=_INPUTS,
     outputs=("queries", "rows"),
+    declarations="device T* scales = nullptr;\n",
+)
+_kernel_with_scales = MetalKernel(
+    "qkv_norm_rope", inputs=_INPUTS, outputs=("queries", "rows", "scales")
 )
 
 
@@ -37,7 +44,8 @@ class HeadLayout:
         num_key_value_heads: K.
         head_dim: Dh.
         rotated_dims: Dimensions that rotate, the first of a head; pair (i, i + rotated_dims / 2).
-        is_shared: Key and value are both made from k.
+        row_format: How rows of a key and value that are both made from k are kept; None where each
+            has its own.
         eps: Of the norms.
     """
 
@@ -45,13 +53,20 @@ class HeadLayout:
     num_key_value_heads: int
     head_dim: int
     rotated_dims: int
-    is_shared: bool
+    row_format: RowFormat | None
     eps: float
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether key and value are both made from k."""
+        return self.row_format is not None
 
     @property
     def row_dims(self) -> int:
         """Values of a cache row."""
-        return self.head_dim + (self.rotated_dims if self.is_shared else self.head_dim)
+        if self.row_format is None:
+            return 2 * self.head_dim
+        return self.head_dim + (self.rotated_dims if self.row_format.has_keys else 0)
 
 
 def pack_offsets(offsets: Sequence[int]) -> mx.array:
@@ -71,8 +86,8 @@ def qkv_norm_rope(
     periods: mx.array,
     offsets: mx.array,
     layout: HeadLayout,
-) -> tuple[mx.array, mx.array]:
-    """Return queries, and rows for the cache.
+) -> tuple[mx.array, ...]:
+    """Return queries, and what the cache keeps.
 
     Args:
         q: [B, L, H * Dh], or [B, L, (H + 2K) * Dh] with q, k and v one after the other, without v
@@ -86,8 +101,8 @@ def qkv_norm_rope(
         layout: Of the layer's heads.
 
     Returns:
-        queries [B, H, L, Dh], rows [B, K, L, row_dims]; norms and angles in float32, results in
-        the dtype of q.
+        queries [B, H, L, Dh], rows [B, K, L, row_dims], and of int8 rows scales
+        [B, K, L, num_scales]; norms and angles in float32, results but codes in the dtype of q.
     """
     arrays = [a for a in (q, k, v, q_weight, k_weight) if a is not None]
     fits = _fits(layout) and q.size > 0 and len({a.dtype for a in arrays}) == 1
@@ -104,7 +119,7 @@ def define(
     periods: mx.array,
     offsets: mx.array,
     layout: HeadLayout,
-) -> tuple[mx.array, mx.array]:
+) -> tuple[mx.array, ...]:
     """Return the same by MLX's own operations: the definition."""
     B, L, _ = q.shape
     H, K, rotated = layout.num_heads, layout.num_key_value_heads, layout.rotated_dims
@@ -129,10 +144,11 @@ def define(
         )
 
     queries = rotate(normed(q, H, q_weight))
-    if layout.is_shared:
+    if layout.row_format is not None:
         n = normed(k, K, None)
         plain, n_rotated = n[..., rotated:], n[..., :rotated]
-        return queries, mx.concatenate([rotate(n_rotated * k_weight), plain, n_rotated], axis=-1)
+        rows = mx.concatenate([rotate(n_rotated * k_weight), plain, n_rotated], axis=-1)
+        return queries, *layout.row_format.pack(rows, rotated)
     assert v is not None
     return queries, mx.concatenate([rotate(normed(k, K, k_weight)), normed(v, K, None)], axis=-1)
 
@@ -146,7 +162,7 @@ def launch(
     periods: mx.array,
     offsets: mx.array,
     layout: HeadLayout,
-) -> tuple[mx.array, mx.array]:
+) -> tuple[mx.array, ...]:
     """Return the same by the Metal kernel; the layout fits it, and all dtypes are equal."""
     B, L, _ = q.shape
     H, K, Dh = layout.num_heads, layout.num_key_value_heads, layout.head_dim
@@ -161,20 +177,33 @@ def launch(
         H, K, L, q.shape[-1], starts[0], k.shape[-1], starts[1], v.shape[-1], float(layout.eps)
     )
     heads = H + (K if layout.is_shared else 2 * K)
-    queries, rows = _kernel(
-        inputs=[q, k, v, q_weight, k_weight, periods, offsets, params],
-        template=[
-            ("T", q.dtype),
-            ("DH", Dh),
-            ("ROTATED", layout.rotated_dims),
-            ("SHARED", layout.is_shared),
-        ],
-        grid=(32, -(-heads // _SIMDGROUPS) * _SIMDGROUPS, B * L),
-        threadgroup=(32, _SIMDGROUPS, 1),
-        output_shapes=[(B, H, L, Dh), (B, K, L, layout.row_dims)],
-        output_dtypes=[q.dtype, q.dtype],
+    row_format = layout.row_format or PLAIN_ROWS  # heads of their own are plain, too
+    num_scales = row_format.num_scales
+    kernel = _kernel_with_scales if num_scales else _kernel
+    row_dtype = mx.int8 if num_scales else q.dtype
+    outputs = [
+        ((B, H, L, Dh), q.dtype),
+        ((B, K, L, layout.row_dims), row_dtype),
+        *([((B, K, L, num_scales), q.dtype)] if num_scales else []),
+    ]
+    return tuple(
+        kernel(
+            inputs=[q, k, v, q_weight, k_weight, periods, offsets, params],
+            template=[
+                ("T", q.dtype),
+                ("R", row_dtype),
+                ("DH", Dh),
+                ("ROTATED", layout.rotated_dims),
+                ("SHARED", layout.is_shared),
+                ("HAS_KEYS", row_format.has_keys),
+                ("HAS_SCALES", num_scales > 0),
+            ],
+            grid=(32, -(-heads // _SIMDGROUPS) * _SIMDGROUPS, B * L),
+            threadgroup=(32, _SIMDGROUPS, 1),
+            output_shapes=[shape for shape, _ in outputs],
+            output_dtypes=[dtype for _, dtype in outputs],
+        )
     )
-    return queries, rows
 
 
 def _fits(layout: HeadLayout) -> bool:
@@ -203,11 +232,27 @@ def _case(
 
 
 def _check_cases(dtype: mx.Dtype) -> Sequence[Case]:
-    own = HeadLayout(3, 1, 256, 256, is_shared=False, eps=1e-6)
-    shared = HeadLayout(2, 1, 512, 128, is_shared=True, eps=1e-6)
+    own = HeadLayout(3, 1, 256, 256, row_format=None, eps=1e-6)
+    shared = HeadLayout(2, 1, 512, 128, row_format=PLAIN_ROWS, eps=1e-6)
+    kinds = {
+        "shared rows": PLAIN_ROWS,
+        "values alone": RowFormat(has_keys=False),
+        "shared rows in int8": RowFormat(bits=8),
+        "values alone in int8": RowFormat(bits=8, has_keys=False),
+    }
     return [
         _case("keys and values", [5, 261_000], 3, own, dtype, is_joint=False),
-        _case("shared rows, joint", [0, 131_071, 7], 2, shared, dtype, is_joint=True),
+        *(
+            _case(
+                f"{kind}, joint",
+                [0, 131_071, 7],
+                2,
+                replace(shared, row_format=row_format),
+                dtype,
+                is_joint=True,
+            )
+            for kind, row_format in kinds.items()
+        ),
     ]
 
 
@@ -217,7 +262,7 @@ def _tune_cases(sizes: Sizes) -> Sequence[Case]:
         sizes.num_key_value_heads,
         sizes.head_dim,
         sizes.head_dim,
-        is_shared=False,
+        row_format=None,
         eps=1e-6,
     )
     shared = HeadLayout(
@@ -225,7 +270,7 @@ def _tune_cases(sizes: Sizes) -> Sequence[Case]:
         sizes.num_global_key_value_heads,
         sizes.global_head_dim,
         sizes.global_rotated_dims,
-        is_shared=True,
+        row_format=PLAIN_ROWS,
         eps=1e-6,
     )
     return [

@@ -160,8 +160,7 @@ def shared_case(
     q = (0.2 * mx.random.normal((B, H, length, Dh), key=keys[0])).astype(dtype)
     slots = -(-used // 8) * 8
     drawn = mx.random.normal((B, K, slots, rotated + Dh), key=keys[1]).astype(dtype)
-    row_format = RowFormat(rotated, bits, has_keys)
-    buffer, *scales = row_format.pack(drawn)
+    buffer, *scales = RowFormat(bits, has_keys).pack(drawn, rotated)
     k_weight = mx.random.uniform(0.5, 2.0, (rotated,), key=keys[2]).astype(dtype)
     periods = 10_000.0 ** (mx.arange(0, rotated, 2, dtype=mx.float32) / Dh)
     hi = np.array(starts, np.int32)[:, None] + np.arange(length, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""SharedRows: what a global layer keeps of its positions, and keys and values made of it.
+"""What a global layer keeps of its positions, and keys and values made of it.
 
 Key and value come from one normalised vector n = [n_plain | n_rotated]: V = n, K = RoPE(n *
 k_norm), and k_norm's weight on the plain dimensions is part of the query.  A row is
@@ -22,31 +22,38 @@ class RowFormat:
     """How rows are kept.
 
     Attributes:
-        rotated_dims: Dimensions of a key that rotate; not needed for shared rows of 16 bits.
         bits: 16 is the dtype of activations, whatever that is; 8 is int8.
         has_keys: Rows are shared ones, not values alone.
     """
 
-    rotated_dims: int = 0
     bits: int = 16
     has_keys: bool = True
 
-    def pack(self, rows: mx.array) -> list[mx.array]:
+    @property
+    def num_scales(self) -> int:
+        """Scales of a row: one of each of its parts, if they are int8."""
+        return 0 if self.bits == 16 else 1 + self.has_keys
+
+    def pack(self, rows: mx.array, rotated_dims: int) -> list[mx.array]:
         """Return what is kept of shared rows: rows, and with 8 bits their scales.
 
         Args:
-            rows: [B, K, L, rotated + Dh].
+            rows: [B, K, L, rotated_dims + Dh].
+            rotated_dims: Dimensions of a key that rotate.
 
         Returns:
-            [B, K, L, row_dims], and perhaps [B, K, L, 2 or 1] in the dtype of `rows`.
+            [B, K, L, row_dims], and perhaps [B, K, L, num_scales] in the dtype of `rows`.
         """
-        value = rows[..., self.rotated_dims :]
+        value = rows[..., rotated_dims:]
         if self.bits == 16:
             return [rows if self.has_keys else value]
-        parts = [rows[..., : self.rotated_dims], value] if self.has_keys else [value]
+        parts = [rows[..., :rotated_dims], value] if self.has_keys else [value]
         packed = [_quantize(part) for part in parts]
         codes, scales = [part[0] for part in packed], [part[1] for part in packed]
         return [mx.concatenate(codes, axis=-1), mx.concatenate(scales, axis=-1)]
+
+
+PLAIN_ROWS = RowFormat()  # shared rows as they are computed, of which the others are made
 
 
 @dataclass(frozen=True)

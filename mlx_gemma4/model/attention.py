@@ -6,6 +6,7 @@ head dimensions stand in a permuted order, rotated ones first, which `global_lay
 weights when a checkpoint is loaded.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +17,7 @@ from mlx_gemma4.config import TextConfig
 from mlx_gemma4.kernels.interval_attention import IntervalMask, interval_attention
 from mlx_gemma4.kernels.qkv_norm_rope import HeadLayout, qkv_norm_rope
 from mlx_gemma4.kernels.shared_attention import shared_attention
+from mlx_gemma4.kernels.shared_rows import PLAIN_ROWS
 from mlx_gemma4.kernels.sliding_attention import sliding_attention
 from mlx_gemma4.model.linear import Linear
 from mlx_gemma4.model.rope import RoPE
@@ -40,7 +42,7 @@ class SlidingAttention(nn.Module):
         self.k_norm = nn.RMSNorm(self.head_dim, config.rms_norm_eps)
         self._rope = rope
         self._layout = HeadLayout(
-            H, K, self.head_dim, rope.dims, is_shared=False, eps=config.rms_norm_eps
+            H, K, self.head_dim, rope.dims, row_format=None, eps=config.rms_norm_eps
         )
 
     def __call__(
@@ -94,7 +96,7 @@ class GlobalAttention(nn.Module):
         self.k_norm = nn.RMSNorm(rope.dims, config.rms_norm_eps)
         self._rope = rope
         self._layout = HeadLayout(
-            H, K, self.head_dim, rope.dims, is_shared=True, eps=config.rms_norm_eps
+            H, K, self.head_dim, rope.dims, row_format=PLAIN_ROWS, eps=config.rms_norm_eps
         )
 
     def __call__(
@@ -109,21 +111,25 @@ class GlobalAttention(nn.Module):
             cache: Updated.
         """
         B, L, _ = x.shape
-        q, rows = qkv_norm_rope(
+        assert cache is None or isinstance(cache, SharedCache)
+        layout = self._layout
+        if cache is not None:
+            layout = replace(layout, row_format=cache.row_format)
+        q, *parts = qkv_norm_rope(
             *_project(self, x),
             self.q_norm.weight,
             self.k_norm.weight,
             self._rope.periods,
             offsets,
-            self._layout,
+            layout,
         )
         if cache is None:
+            (rows,) = parts
             k, v = rows[..., : self.head_dim], rows[..., self._rope.dims :]
             out = interval_attention(q, k, v, mask)
         else:
-            assert isinstance(cache, SharedCache)
             out = shared_attention(
-                q, cache.update_and_fetch(rows), mask, self.k_norm.weight, self._rope.periods
+                q, cache.update_and_fetch(parts), mask, self.k_norm.weight, self._rope.periods
             )
         return self.o_proj(out.swapaxes(1, 2).reshape(B, L, -1))
 

@@ -14,7 +14,6 @@ from mlx_gemma4.config import Config, GenerationConfig
 from mlx_gemma4.errors import InputError, OptionError
 from mlx_gemma4.inputs import ModelInputs, SoftTokenSpan
 from mlx_gemma4.kernels.interval_attention import IntervalMask
-from mlx_gemma4.kernels.kernel import Sizes
 from mlx_gemma4.kernels.shared_rows import RowFormat
 from mlx_gemma4.memory import MemoryLimit
 from mlx_gemma4.model.decoder import LanguageModel
@@ -139,9 +138,8 @@ class Gemma4(nn.Module):
         kv_rows = self.kv_rows if kv_rows is None else kv_rows
         check_kv(kv_bits, kv_rows)
         text = self.config.text_config
-        rotated_dims = Sizes.from_config(text, self.dtype).global_rotated_dims
         bits = KV_BITS[0] if kv_bits is None else kv_bits
-        row_format = RowFormat(rotated_dims, bits, has_keys=kv_rows == "shared")
+        row_format = RowFormat(bits, has_keys=kv_rows == "shared")
         return [
             SlidingCache(text.sliding_window, RING_SLACK)
             if text.is_sliding(index)

@@ -124,9 +124,11 @@ def _layouts(text: TextConfig, dtype: mx.Dtype, caches: Sequence[LayerCache]) ->
         head_dim = text.head_dim_of(index)
         rope = RoPE(text.rope_parameters[text.layer_types[index]], head_dim)
         dims = head_dim + (head_dim if text.is_sliding(index) else rope.dims)
-        layer_cache.update_and_fetch(
-            mx.zeros((1, text.num_key_value_heads_of(index), 1, dims), dtype)
-        )
+        rows = mx.zeros((1, text.num_key_value_heads_of(index), 1, dims), dtype)
+        if isinstance(layer_cache, SlidingCache):
+            layer_cache.update_and_fetch(rows)
+        else:
+            layer_cache.update_and_fetch(layer_cache.row_format.pack(rows, rope.dims))
         arrays = saved_arrays(layer_cache, 0)
         parts = tuple((a.shape[0], a.shape[1], a.shape[3], _name(a.dtype)) for a in arrays)
         window = layer_cache.window if isinstance(layer_cache, SlidingCache) else 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import AROUND, PLAIN, count, summarize, trace, write_headers
+from launches import AROUND, OWN, PLAIN, VARIANTS, count, summarize, trace, write_headers
 from predictions import HEADING, README, read_launches
 from random_checkpoint import SIZES
 
@@ -39,7 +39,7 @@ GLOBAL_LAYER = EVERY_LAYER | {"Concatenate": 3, "attention": 5, "Multiply": 2}
 def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """One traced step of each program that the test environment has."""
     checkpoint = write_headers(tmp_path_factory.mktemp("real"))
-    programs = (PLAIN, "mlx-gemma4", "mlx-lm")
+    programs = (OWN, *VARIANTS, "mlx-lm")
     return {name: trace(name, sys.executable, checkpoint, CONTEXT) for name in programs}
 
 
@@ -60,7 +60,7 @@ def test_layers_in_plain_mlx_are_counted_as_by_hand(traces: dict[str, dict[str, 
 
 def test_layers_on_kernels_have_one_launch_of_each(traces: dict[str, dict[str, Any]]) -> None:
     for layer, attention in ((7, "sliding_decode"), (11, "shared_decode")):
-        counts = layer_counts(traces["mlx-gemma4"], layer)
+        counts = layer_counts(traces[OWN], layer)
         expected = {
             "residual_norms": 2,
             "qkv_norm_rope": 1,
@@ -72,6 +72,16 @@ def test_layers_on_kernels_have_one_launch_of_each(traces: dict[str, dict[str, A
         assert counts.total() <= 13
         for plain in ("rope", "rms_norm", "Add", "Concatenate", "attention"):
             assert counts[plain] == 0
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != PLAIN])
+def test_rows_of_any_form_come_out_of_the_kernel_that_makes_them(
+    traces: dict[str, dict[str, Any]], variant: str
+) -> None:
+    """What int8 costs is that scales are written to a buffer of their own."""
+    assert layer_counts(traces[variant], 7) == layer_counts(traces[OWN], 7)
+    expected = layer_counts(traces[OWN], 11) + Counter(SliceUpdate=int("int8" in variant))
+    assert layer_counts(traces[variant], 11) == expected
 
 
 def test_all_layers_of_a_type_are_alike(traces: dict[str, dict[str, Any]]) -> None:
@@ -97,12 +107,12 @@ def test_ours_are_fewer(traces: dict[str, dict[str, Any]]) -> None:
     totals = {
         name: summarize(document, LAYER_TYPES)["launches"]["g"] for name, document in traces.items()
     }
-    assert totals["mlx-gemma4"] < totals[PLAIN] < totals["mlx-lm"]
+    assert totals[OWN] < totals[PLAIN] < totals["mlx-lm"]
 
 
 def test_the_readme_has_the_launches_of_this_code(traces: dict[str, dict[str, Any]]) -> None:
     in_readme = read_launches(README.read_text(encoding="utf-8").partition(HEADING)[2])
-    for name in (PLAIN, "mlx-gemma4"):
+    for name in (OWN, *VARIANTS):
         counted = summarize(traces[name], LAYER_TYPES)["launches"]
         assert in_readme[name] == counted, "run: make predictions"
 

@@ -15,8 +15,12 @@ def read(cache, count):
     """Feed `count` positions and return what came back as {position: value}."""
     start = cache.offset
     positions = cache.key_positions(count)
-    rows = cache.update_and_fetch(rows_at(np.arange(start, start + count)))
-    rows = rows.fetch() if isinstance(cache, SlidingCache) else rows.rows[:, :, : rows.used]
+    new = rows_at(np.arange(start, start + count))
+    if isinstance(cache, SlidingCache):
+        rows = cache.update_and_fetch(new).fetch()
+    else:
+        shared = cache.update_and_fetch([new])
+        rows = shared.rows[:, :, : shared.used]
     assert rows.shape[2] == len(positions)
     assert positions.dtype == np.int32
     values = np.array(rows)

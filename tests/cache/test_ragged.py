@@ -31,18 +31,24 @@ def new_rows(conversations, starts, length):
     return mx.array(np.broadcast_to(values, (len(values), 2, length, DIMS)).copy())
 
 
+def update(cache, rows):
+    """Add rows, packed as the cache keeps them."""
+    is_ring = isinstance(cache, SlidingCache)
+    return cache.update_and_fetch(rows if is_ring else cache.row_format.pack(rows, 2))
+
+
 def prefilled(single, name, length):
     """A cache of one conversation after its prompt, read in two chunks."""
     for part in (length - length // 3, length // 3):
         if part:
-            single.update_and_fetch(new_rows([name], [single.offset], part))
+            update(single, new_rows([name], [single.offset], part))
     return single
 
 
 def fetch(cache, rows):
     """What a step gets to see: keys [B, S] and their positions [B, S]."""
     positions = cache.key_positions(rows.shape[2])
-    fetched = cache.update_and_fetch(rows)
+    fetched = update(cache, rows)
     is_ring = isinstance(cache, RaggedSlidingCache)
     keys = np.array(fetched.fetch() if is_ring else fetched.rows[:, :, : fetched.used])
     assert (keys == keys[:, :1, :, :1]).all()
@@ -117,13 +123,13 @@ def test_a_step_writes_in_place(rng):
     cache = RaggedSharedCache(RowFormat())
     for _ in range(2):
         single = SharedCache()
-        single.update_and_fetch(mx.array(rng.random((1, 2, 4000, 64), np.float32)))
+        update(single, mx.array(rng.random((1, 2, 4000, 64), np.float32)))
         join_row([cache], [single])
         del single
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    cache.update_and_fetch(mx.zeros((2, 2, 1, 64)))
+    update(cache, mx.zeros((2, 2, 1, 64)))
     mx.eval(cache.state)
     assert mx.get_peak_memory() - before < cache.nbytes // 100
 
@@ -131,18 +137,18 @@ def test_a_step_writes_in_place(rng):
 @pytest.mark.parametrize("has_keys", [True, False])
 def test_int8_rows_are_those_of_single_caches(rng, has_keys):
     """Scales go with their rows."""
-    row_format = RowFormat(2, bits=8, has_keys=has_keys)
+    row_format = RowFormat(bits=8, has_keys=has_keys)
     singles = [SharedCache(row_format) for _ in range(3)]
     batch = make_ragged(singles[:1])
     for single, length in zip(singles, (3, 300, 7), strict=True):
-        single.update_and_fetch(mx.array(rng.random((1, 2, length, DIMS), np.float32)))
+        update(single, mx.array(rng.random((1, 2, length, DIMS), np.float32)))
         join_row(batch, [single])
     keep_rows(batch, [2, 0])
     step = mx.array(rng.random((2, 2, 1, DIMS), np.float32))
     (cache,) = batch
-    cache.update_and_fetch(step)
+    update(cache, step)
     for row, single in enumerate([singles[2], singles[0]]):
-        single.update_and_fetch(step[row : row + 1])
+        update(single, step[row : row + 1])
         for ours, alone in zip(cache.state, single.state, strict=True):
             end = single.offset
             assert mx.array_equal(ours[row, :, :end], alone[0, :, :end]).item()
@@ -155,7 +161,7 @@ def test_caches_that_differ_cannot_join():
         RaggedSlidingCache(10, 4).join(ring)
     shared = prefilled(SharedCache(), 1, 3)
     with pytest.raises(ValueError, match="cannot join"):
-        RaggedSharedCache(RowFormat(2, bits=8)).join(shared)
+        RaggedSharedCache(RowFormat(bits=8)).join(shared)
 
 
 def test_a_batch_takes_nothing_back():

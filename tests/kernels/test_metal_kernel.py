@@ -53,6 +53,16 @@ def test_is_built_when_it_first_runs(calls):
     assert launches[0]["grid"] == (64, 3, 1)
 
 
+def test_declarations_stand_before_the_source(calls):
+    declaration = "device T* y = nullptr;\n"
+    for declarations in ("", declaration):
+        launch(
+            MetalKernel("residual_norms", inputs=("x",), outputs=("h",), declarations=declarations)
+        )
+    plain, declared = (call["source"] for call in calls if "source" in call)
+    assert declared == declaration + plain
+
+
 def test_is_built_anew_for_another_maker(calls, monkeypatch):
     kernel = MetalKernel("residual_norms", inputs=("x",), outputs=("h",))
     launch(kernel)

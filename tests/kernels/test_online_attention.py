@@ -85,7 +85,7 @@ def test_memory_does_not_grow_with_the_context(row_format, dtype, length, contex
     peaks = []
     for used in (context, 2 * context):
         bits, has_keys = FORMATS[row_format]
-        parts = RowFormat(128, bits, has_keys).pack(mx.zeros((1, 1, used, 640), dtype))
+        parts = RowFormat(bits, has_keys).pack(mx.zeros((1, 1, used, 640), dtype), 128)
         mx.eval(parts)
         buffer, *scales = parts
         rows = SharedRows(buffer, scales[0] if scales else None, used)

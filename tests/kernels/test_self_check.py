@@ -71,6 +71,39 @@ def test_rounding_in_another_order_agrees():
     assert self_check(Kernel("sum", (), launch, define, cases, lambda _: [])) is None
 
 
+def codes_kernel(launch):
+    x = 0.5 + mx.arange(1000.0) * 0.125
+
+    def define(x):
+        return (mx.round(x).astype(mx.int8),)
+
+    def cases(dtype):
+        return [Case("codes", (x.astype(dtype),))]
+
+    return Kernel("codes", (), launch, define, cases, lambda _: [])
+
+
+def test_one_code_at_a_tie_agrees():
+    def launch(x):
+        return ((mx.round(x) + (x == 0.5)).astype(mx.int8),)
+
+    assert self_check(codes_kernel(launch)) is None
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        lambda x: (mx.floor(x).astype(mx.int8),),
+        lambda x: (mx.where(x == 5.5, 0, mx.round(x)).astype(mx.int8),),
+    ],
+    ids=["cut", "one code"],
+)
+def test_other_codes_are_told(launch):
+    complaint = self_check(codes_kernel(launch))
+    assert complaint is not None
+    assert "of its largest code on average" in complaint
+
+
 def test_the_truth_has_float32_in_records_too():
     seen = []
 

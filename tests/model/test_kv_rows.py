@@ -58,7 +58,7 @@ def test_a_model_makes_the_caches_it_was_told_to(demo, monkeypatch, kind):
         monkeypatch.setattr(model, name, value)
     bits, has_keys = FORMATS[kind]
     *rings, shared = model.make_cache()
-    assert shared.row_format == RowFormat(128, bits, has_keys)
+    assert shared.row_format == RowFormat(bits, has_keys)
     assert all(isinstance(ring, SlidingCache) for ring in rings)
 
 
@@ -133,6 +133,23 @@ def test_the_network_on_its_kernels(demo, metal_sim, kind):
 
 
 @of_kinds
+def test_rows_from_kernels_say_the_same(demo, metal_sim, kind):
+    """All kernels: rows come out as they are kept, one launch a layer and a pass."""
+    metal_sim.mode = "run"
+    model, processor = demo
+    inputs = processor("Write backwards: lemon music tiger")
+    with registry.forced():
+        plain = answer(model, inputs, kind, 8)
+    assert metal_sim.launches == []
+    with registry.forced(*registry.KERNELS):
+        assert answer(model, inputs, kind, 8) == plain
+    launched = Counter(launch.name for launch in metal_sim.launches)
+    layers = model.config.text_config.num_hidden_layers
+    assert launched["qkv_norm_rope"] == 8 * layers
+    assert launched["shared_decode"] == 7
+
+
+@of_kinds
 def test_needles_are_found(rng, kind):
     """Eight rows of 20,000 that a query each asks for; every answer is its row's own value."""
     bits, has_keys = FORMATS[kind]
@@ -149,7 +166,8 @@ def test_needles_are_found(rng, kind):
         offset=0,
         freqs=periods,
     )
-    buffer, *scales = RowFormat(128, bits, has_keys).pack(mx.concatenate([turned, values], -1))
+    shared = mx.concatenate([turned, values], axis=-1)
+    buffer, *scales = RowFormat(bits, has_keys).pack(shared, 128)
     rows = SharedRows(buffer, scales[0] if scales else None, context)
     keys = mx.concatenate([turned, values[..., :128]], axis=-1)
     q = 0.1 * keys[:, :, mx.array(needles.astype(np.int32))]
@@ -169,7 +187,10 @@ def test_the_12b_at_its_whole_context(kind, gib):
     context = 262_144
     cache = Gemma4(config).make_cache(**KINDS[kind], context_tokens=context)
     for layer_cache in cache:
-        is_ring = isinstance(layer_cache, SlidingCache)
-        rows = mx.zeros((1, 8, 2048, 512) if is_ring else (1, 1, context, 640), mx.bfloat16)
-        layer_cache.update_and_fetch(rows)  # never computed: what is allocated is known
+        # Never computed: what is allocated is known.
+        if isinstance(layer_cache, SlidingCache):
+            layer_cache.update_and_fetch(mx.zeros((1, 8, 2048, 512), mx.bfloat16))
+        else:
+            rows = mx.zeros((1, 1, context, 640), mx.bfloat16)
+            layer_cache.update_and_fetch(layer_cache.row_format.pack(rows, 128))
     assert sum(layer_cache.nbytes for layer_cache in cache) / 2**30 == pytest.approx(gib, abs=0.005)
