@@ -151,10 +151,15 @@ def _ways(
     if now.total_bytes <= limit.limit_bytes:
         return []
     others = {option: demand.plan(reading, size) for option, size in demand.smaller.items()}
-    for step in PREFILL_STEPS:
-        if step < reading.prefill_step_size:
-            shorter = replace(reading, prefill_step_size=step)
-            others[f"--prefill-step-size {step}"] = demand.plan(shorter)
+    steps = [
+        demand.plan(replace(reading, prefill_step_size=step))
+        for step in PREFILL_STEPS
+        if step < reading.prefill_step_size
+    ]
+    if steps:  # the largest that fits, or the one that saves most
+        fitting = [plan for plan in steps if plan.total_bytes <= limit.limit_bytes]
+        best = fitting[0] if fitting else min(steps, key=lambda plan: plan.total_bytes)
+        others[f"--prefill-step-size {best.prefill_step_size}"] = best
     if reading.kv_bits != COMPACT_KV_BITS:
         compact = replace(reading, kv_bits=COMPACT_KV_BITS)
         others[f"--kv-bits {COMPACT_KV_BITS}"] = demand.plan(compact)

@@ -68,8 +68,9 @@ def test_suggestions_come_with_what_gives_most_first(config_12b, capsys):
     saved = [way["saved_bytes"] for way in suggestions]
     assert saved == sorted(saved, reverse=True)
     assert suggestions[0]["option"] == "--recipe q4"
-    options = {way["option"].split()[0] for way in suggestions}
-    assert {"--recipe", "--prefill-step-size"} <= options
+    options = [way["option"].split()[0] for way in suggestions]
+    assert "--recipe" in options
+    assert options.count("--prefill-step-size") == 1  # the others would say the same
     for way in suggestions:
         assert way["fits"] == (way["total_bytes"] <= document["limit_bytes"])
         assert way["total_bytes"] + way["saved_bytes"] == document["total_bytes"]
