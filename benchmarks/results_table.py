@@ -32,7 +32,6 @@ FIGURES = {
     "first_token_s": ("first token, s", 1.0),
     "prefill_tokens_per_s": ("read, tokens/s", 1.0),
     "decode_tokens_per_s": ("answer, tokens/s", 1.0),
-    "prefill_s": ("s", 1.0),
     "prefill_step_size": ("chunk, tokens", 1.0),
     "temporary_bytes": ("temporary, MB", 1e6),
     "cache_bytes_per_token": ("cache, bytes a token", 1.0),
