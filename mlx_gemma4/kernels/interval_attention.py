@@ -50,6 +50,10 @@ class IntervalMask:
         self._blocks: dict[tuple[int, int], tuple[slice, mx.array | None]] = {}
         self._packed: mx.array | None = None
 
+    def last(self, count: int) -> "IntervalMask":
+        """Return the mask of the last queries alone."""
+        return IntervalMask(self.lo[:, -count:], self.hi[:, -count:], self.key_positions)
+
     def packed(self) -> mx.array:
         """Return the intervals for a kernel: [B * L * 2 or 8] int32, first and last in turn."""
         if self._packed is None:

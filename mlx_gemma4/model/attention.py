@@ -46,17 +46,22 @@ class SlidingAttention(nn.Module):
         )
 
     def __call__(
-        self, x: mx.array, mask: IntervalMask, offsets: mx.array, cache: LayerCache | None
+        self,
+        x: mx.array,
+        mask: IntervalMask,
+        offsets: mx.array,
+        cache: LayerCache | None,
+        keep: int | None = None,
     ) -> mx.array:
-        """Attend from x [B, L, D]; return [B, L, D].
+        """Attend from x [B, L, D]; return [B, L, D], or [B, keep, D].
 
         Args:
             x: Normed hidden states.
             mask: Of the L new positions.
             offsets: The position before each row's first, from `pack_offsets`.
             cache: Updated.
+            keep: Return the last positions alone; None returns all.
         """
-        B, L, _ = x.shape
         q, rows = qkv_norm_rope(
             *_project(self, x),
             self.q_norm.weight,
@@ -71,7 +76,9 @@ class SlidingAttention(nn.Module):
         else:
             assert isinstance(cache, SlidingCache)
             out = sliding_attention(q, cache.update_and_fetch(rows), mask)
-        return self.o_proj(out.swapaxes(1, 2).reshape(B, L, -1))
+        if keep is not None:
+            out = out[:, :, -keep:]
+        return self.o_proj(_join_heads(out))
 
 
 class GlobalAttention(nn.Module):
@@ -100,17 +107,22 @@ class GlobalAttention(nn.Module):
         )
 
     def __call__(
-        self, x: mx.array, mask: IntervalMask, offsets: mx.array, cache: LayerCache | None
+        self,
+        x: mx.array,
+        mask: IntervalMask,
+        offsets: mx.array,
+        cache: LayerCache | None,
+        keep: int | None = None,
     ) -> mx.array:
-        """Attend from x [B, L, D]; return [B, L, D].
+        """Attend from x [B, L, D]; return [B, L, D], or [B, keep, D].
 
         Args:
             x: Normed hidden states.
             mask: Of the L new positions.
             offsets: The position before each row's first, from `pack_offsets`.
             cache: Updated.
+            keep: Attend from the last positions alone; None attends from all.
         """
-        B, L, _ = x.shape
         assert cache is None or isinstance(cache, SharedCache)
         layout = self._layout
         if cache is not None:
@@ -123,6 +135,8 @@ class GlobalAttention(nn.Module):
             offsets,
             layout,
         )
+        if keep is not None:
+            q, mask = q[:, :, -keep:], mask.last(keep)
         if cache is None:
             (rows,) = parts
             k, v = rows[..., : self.head_dim], rows[..., self._rope.dims :]
@@ -131,7 +145,7 @@ class GlobalAttention(nn.Module):
             out = shared_attention(
                 q, cache.update_and_fetch(parts), mask, self.k_norm.weight, self._rope.periods
             )
-        return self.o_proj(out.swapaxes(1, 2).reshape(B, L, -1))
+        return self.o_proj(_join_heads(out))
 
 
 def _project(attention: Any, x: mx.array) -> tuple[mx.array, mx.array | None, mx.array | None]:
@@ -140,3 +154,9 @@ def _project(attention: Any, x: mx.array) -> tuple[mx.array, mx.array | None, mx
         return attention.qkv_proj(x), None, None
     v = attention.v_proj(x) if "v_proj" in attention else None
     return attention.q_proj(x), attention.k_proj(x), v
+
+
+def _join_heads(x: mx.array) -> mx.array:
+    """Return [B, H, L, Dh] as [B, L, H * Dh]."""
+    B, H, L, Dh = x.shape
+    return x.swapaxes(1, 2).reshape(B, L, H * Dh)

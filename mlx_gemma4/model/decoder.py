@@ -74,6 +74,7 @@ class DecoderLayer(nn.Module):
         mask: IntervalMask,
         offsets: mx.array,
         cache: LayerCache | None,
+        keep: int | None = None,
     ) -> tuple[mx.array, mx.array]:
         """Return the residual stream after this layer, and what `next_norm` makes of it.
 
@@ -86,11 +87,14 @@ class DecoderLayer(nn.Module):
             mask: Of this layer's type.
             offsets: The position before each row's first, from `pack_offsets`.
             cache: Of this layer's type; updated.
+            keep: Return the last positions alone; None returns all.
 
         Returns:
-            [B, L, D] each.
+            [B, L, D] or [B, keep, D] each.
         """
-        attended = self.self_attn(normed, mask, offsets, cache)
+        attended = self.self_attn(normed, mask, offsets, cache, keep)
+        if keep is not None:
+            x = x[:, -keep:]
         x, normed = residual_norms(
             x,
             attended,
@@ -147,14 +151,18 @@ class LanguageModel(nn.Module):
         masks: dict[str, IntervalMask],
         offsets: Sequence[int],
         cache: PromptCache | None,
+        keep: int | None = None,
     ) -> mx.array:
-        """Map embeddings x [B, L, D] to normed hidden states [B, L, D].
+        """Map embeddings x [B, L, D] to normed hidden states [B, L, D], or [B, keep, D].
+
+        Of positions that are not kept, the last layer makes nothing but their rows in the cache.
 
         Args:
             x: Of positions offset..offset + L of each row.
             masks: By layer type.
             offsets: Positions of each row that are already in the cache.
             cache: One a layer; updated.
+            keep: Return the last positions alone; None returns all.
         """
         packed = pack_offsets(offsets)
         norms = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
@@ -163,7 +171,15 @@ class LanguageModel(nn.Module):
             zip(self.layers, self.config.layer_types, norms, strict=True)
         ):
             layer_cache = cache[index] if cache else None
-            x, normed = layer(x, normed, next_norm, masks[layer_type], packed, layer_cache)
+            x, normed = layer(
+                x,
+                normed,
+                next_norm,
+                masks[layer_type],
+                packed,
+                layer_cache,
+                keep if next_norm is self.norm else None,
+            )
             if layer_cache is not None and x.shape[1] > MAX_DECODE_LENGTH:
                 # Rows that wait to be written hold a layer's arrays until the end of the chunk.
                 mx.async_eval(x, normed, layer_cache.state)

@@ -201,8 +201,8 @@ class Gemma4(nn.Module):
             x[:, mx.array(positions)] = embeddings.astype(x.dtype)
         offsets = offsets_of(cache, B)
         masks = self._masks(L, offsets, spans, cache)
-        x = self.language_model(x, masks, offsets, cache)
-        return self.language_model.logits(x if logits_to_keep is None else x[:, -logits_to_keep:])
+        x = self.language_model(x, masks, offsets, cache, logits_to_keep)
+        return self.language_model.logits(x)
 
     def soft_tokens(self, inputs: ModelInputs) -> list[tuple[np.ndarray, mx.array]]:
         """Return positions [M] and embeddings [M, D] of pictures and of sounds in `inputs`.
