@@ -13,6 +13,7 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 import pytest
+from demo_memory import between, needed_bytes, weights_bytes
 from fake_hub import NAME, FakeHub
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -147,12 +148,15 @@ def test_what_fits_with_8_bits_alone_is_loaded_unless_16_are_asked_for(
     def load_with(**options: Any) -> Any:
         return load("demo", dtype="float32", context_tokens=8000, **options)
 
-    # 23.7 MB of weights, and 149.3 or 133.7 MB for so many tokens.
-    monkeypatch.setattr(api, "machine_limit", lambda: MemoryLimit(165_000_000, "it can hold"))
+    def allow(context_bytes: int) -> None:
+        limit = MemoryLimit(weights_bytes() + context_bytes, "it can hold")
+        monkeypatch.setattr(api, "machine_limit", lambda: limit)
+
+    allow(between(8000))
     assert [load_with(kv_bits=bits)[0].kv_bits for bits in (None, 8)] == [None, 8]
     with pytest.raises(MemoryLimitError, match=r" --kv-bits 8 \("):
         load_with(kv_bits=16)
-    monkeypatch.setattr(api, "machine_limit", lambda: MemoryLimit(150_000_000, "it can hold"))
+    allow(needed_bytes(8000, 8) - 1)
     with pytest.raises(MemoryLimitError, match="for 8,000 tokens in int8"):
         load_with()
 

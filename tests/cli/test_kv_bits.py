@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import demo_memory
 import mlx.core as mx
 import pytest
 
@@ -12,7 +13,8 @@ from mlx_gemma4 import api
 from mlx_gemma4.cli import main
 from mlx_gemma4.memory import MemoryLimit
 
-ASK = ["generate", "--model", "demo", "--temp", "0", "--max-tokens", "4"]
+MAX_TOKENS = 4
+ASK = ["generate", "--model", "demo", "--temp", "0", "--max-tokens", str(MAX_TOKENS)]
 PROMPT = f"Say the third word: red blue green. {'and ' * 4500}"
 
 
@@ -20,8 +22,10 @@ PROMPT = f"Say the third word: red blue green. {'and ' * 4500}"
 def between(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this machine hold what such a prompt takes with 8 bits, and not with 16."""
     gc.collect()
-    weights_bytes = max(23_800_000, mx.get_active_memory())
-    limit = MemoryLimit(weights_bytes + 136_000_000, "this test can hold")
+    model, processor = api.load("demo", check_limits=False)
+    context_bytes = demo_memory.between(len(processor(PROMPT)) + MAX_TOKENS)
+    weights_bytes = max(model.nbytes, mx.get_active_memory())
+    limit = MemoryLimit(weights_bytes + context_bytes, "this test can hold")
     monkeypatch.setattr(api, "machine_limit", lambda: limit)
 
 

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from demo_memory import between, weights_bytes
 
 from mlx_gemma4.cli import main
-from mlx_gemma4.memory import MemoryLimit
+from mlx_gemma4.memory import PREFILL_STEPS, MemoryLimit
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -132,7 +133,8 @@ def test_inspect_reads_no_weights(small_checkpoint, monkeypatch, capsys):
 
 
 def test_inspect_says_how_far_int8_rows_reach(monkeypatch, capsys):
-    limit = MemoryLimit(163_000_000, "this test can hold")  # of it, 23.7 MB are weights
+    limit_bytes = weights_bytes() + between(8192, PREFILL_STEPS[-1])
+    limit = MemoryLimit(limit_bytes, "this test can hold")
     monkeypatch.setattr("mlx_gemma4.memory.machine_limit", lambda: limit)
     arguments = ["inspect", "--model", "demo", "--dtype", "float32"]
     assert main([*arguments, "--json"]) == 0
