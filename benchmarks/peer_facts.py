@@ -34,9 +34,9 @@ def name_commit() -> str:
     """Return the short hash of the commit, with a plus if the tree differs from it."""
     git = ["git", "-C", str(HERE)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    changes = subprocess.run(
-        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-    )
+    # Results of a run before this one change nothing that is measured.
+    only = ["--untracked-files=no", "--", ":/", ":(exclude,top)benchmarks/results"]
+    changes = subprocess.run([*git, "status", "--porcelain", *only], capture_output=True, text=True)
     return (head.stdout.strip() or "unknown") + ("+" if changes.stdout.strip() else "")
 
 
