@@ -24,14 +24,13 @@ def test_the_page_is_what_the_files_say() -> None:
 
 
 def test_a_changed_figure_changes_the_page(tmp_path: Path) -> None:
-    source = next(path for path in sorted(RESULTS.glob("*/*.json")) if "peers" in path.read_text())
-    document = json.loads(source.read_text())
+    documents = (json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/*.json")))
+    document = next(document for document in documents if "help" in document.get("cases", {}))
     target = tmp_path / "chip" / "a.json"
     target.parent.mkdir()
     target.write_text(json.dumps(document))
     before = write_page(tmp_path)
-    name = next(iter(document["cases"]))
-    document["cases"][name]["programs"]["mlx-gemma4"]["wall_s"]["median"] = 123.0
+    document["cases"]["help"]["programs"]["mlx-gemma4"]["wall_s"]["median"] = 123.0
     target.write_text(json.dumps(document))
     assert "| 123 |" in write_page(tmp_path)
     assert "| 123 |" not in before
