@@ -1,14 +1,11 @@
 """`logits_to_keep`: of positions that are not kept, the last layer makes cache rows alone."""
 
-from typing import Any
-
 import mlx.core as mx
 import numpy as np
 import pytest
 from closeness import difference
-from parity_cases import config_of, parameters_of
+from narrow_network import narrow_network
 
-from mlx_gemma4.config import Config
 from mlx_gemma4.inputs import ModelInputs
 from mlx_gemma4.kernels.interval_attention import IntervalMask
 from mlx_gemma4.kernels.qkv_norm_rope import pack_offsets
@@ -18,17 +15,7 @@ from mlx_gemma4.model.gemma4 import Gemma4
 
 @pytest.fixture(scope="module")
 def model() -> Gemma4:
-    config: dict[str, Any] = config_of("narrow")
-    config["text_config"] |= {
-        "layer_types": ["sliding_attention", "full_attention"],
-        "num_hidden_layers": 2,
-        "sliding_window": 16,
-    }
-    weights = {
-        name.removeprefix("model."): mx.array(array)
-        for name, array in parameters_of(config, seed=3).items()
-    }
-    return Gemma4.from_weights(Config.from_dict(config), weights)
+    return narrow_network(num_sliding=1, seed=3)
 
 
 @pytest.mark.parametrize("has_cache", [False, True])
